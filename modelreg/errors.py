@@ -1,0 +1,89 @@
+"""The domain's errors, each with the gRPC status it becomes, and those that end the program.
+
+Messages are for people: they name the model, the number or the option, and what to do; never a path inside the archive, a
+traceback or an internal name.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from purerpc.grpclib.status import StatusCode
+
+
+class ModelregError(Exception):
+    """A call failed in a way that its caller is told about. Never raised itself, only its kinds are."""
+
+    status: ClassVar[StatusCode]
+
+
+class InvalidArgument(ModelregError):
+    """The request can't be right, whatever the registry holds: change it before sending it again."""
+
+    status = StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(ModelregError):
+    """The model or version isn't there (or not any more): to be expected."""
+
+    status = StatusCode.NOT_FOUND
+
+
+class ResourceExhausted(ModelregError):
+    """Disk or memory is full: make room, or raise the option that the message names."""
+
+    status = StatusCode.RESOURCE_EXHAUSTED
+
+
+class DataLoss(ModelregError):
+    """Stored data is damaged or missing. Storing the same content again heals it."""
+
+    status = StatusCode.DATA_LOSS
+
+
+class Unavailable(ModelregError):
+    """The registry isn't ready, or is stopping: try again, perhaps elsewhere."""
+
+    status = StatusCode.UNAVAILABLE
+
+
+class StorageFailed(ModelregError):
+    """Writing failed in a way that has nothing to do with the request (an I/O error). The cause is in the log."""
+
+    status = StatusCode.INTERNAL
+
+
+class StartupError(Exception):
+    """The registry can't start, or can't go on: one line for the user, who ends up with *exit_code*."""
+
+    exit_code: ClassVar[int]
+
+
+class ArchiveUnusable(StartupError):
+    """The archive directory can't be created, read or written, or is of a newer format."""
+
+    exit_code = 3
+
+
+class ArchiveInUse(StartupError):
+    """Another server holds the archive directory."""
+
+    exit_code = 4
+
+
+class ForeignArchive(StartupError):
+    """The directory holds something else: an archive that Cogment wrote, or files of another program."""
+
+    exit_code = 5
+
+
+class AddressUnavailable(StartupError):
+    """The port is in use, or the host isn't one of this machine's."""
+
+    exit_code = 6
+
+
+class ArchiveUncertain(StartupError):
+    """A directory could not be synced, so what the disk holds isn't known. The next start reads it again."""
+
+    exit_code = 74
