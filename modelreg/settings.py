@@ -1,0 +1,375 @@
+"""Every option of the registry, once: name, environment variable, default, meaning.
+
+`Settings` is the table: each of its fields is an option and carries what the command line, the README and the tests need to
+know of it; `OPTIONS` lists the same in order. Names and variables are those of ``cogment services model_registry``, where it
+has the option.
+
+Values arrive as text and pass the same conversion whichever way they came. A flag goes before a variable, a variable before
+the default; an empty variable is the same as none, as it is for the program this one replaces.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import attrs
+
+from modelreg.machine import memory_bytes
+
+T = TypeVar("T")
+
+LogLevel = Literal["off", "error", "warning", "info", "debug", "trace"]
+LogFormat = Literal["text", "json"]
+
+# In the order of the documentation. Its example of a number, COGMENT_LOG_LEVEL=5, is a position in this list.
+LOG_LEVELS: tuple[LogLevel, ...] = ("off", "error", "warning", "info", "debug", "trace")
+LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
+
+# gRPC clients refuse messages over 4 MiB unless told otherwise, and the documented default of sent_version_chunk_size is more.
+# While the option is left alone, what is sent stays a page below: room for the framing, and reads stay page-aligned.
+DOCUMENTED_CHUNK_BYTES = 5 * 1024 * 1024
+ACCEPTABLE_CHUNK_BYTES = 4 * 1024 * 1024 - 4096
+
+_MAX_CHUNK_BYTES = 2 * 1024 * 1024 * 1024 - 4096  # protobuf's messages end at 2 GiB
+_MAX_COUNT = 2**63 - 1
+
+
+class InvalidOption(Exception):
+    """An option was given a value it doesn't allow. The message is one line for the user."""
+
+
+@attrs.frozen(kw_only=True)
+class Option:
+    """What there is to know of one option.
+
+    *convert* makes a value of the text that the user gave, or raises ValueError saying what is allowed, in words that can
+    follow "is not". *metavar* stands for the value in the help. A *switch* may be given without a value, which means yes.
+    A *secret*'s value is never shown.
+    """
+
+    name: str
+    env: str
+    metavar: str
+    meaning: str
+    default_text: str
+    make_default: Callable[[], object]
+    convert: Callable[[str], object]
+    switch: bool
+    secret: bool
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flag's spellings: ``--archive_dir`` as documented, and ``--archive-dir``."""
+        return tuple(dict.fromkeys((f"--{self.name}", f"--{self.name.replace('_', '-')}")))
+
+    def read(self, text: str, source: str) -> object:
+        """Return the value that *text* stands for; *source* is the flag or variable it came by. Raises InvalidOption."""
+        try:
+            return self.convert(text)
+        except ValueError as error:
+            shown = "the value given" if self.secret else repr(text)
+            raise InvalidOption(f"{source}: {shown} is not {error}") from None
+
+
+def _option(
+    *,
+    env: str,
+    metavar: str,
+    default: T | Callable[[], T],
+    default_text: str,
+    convert: Callable[[str], T],
+    meaning: str,
+    switch: bool = False,
+    secret: bool = False,
+) -> T:
+    """Make a field of `Settings` that is an option of the same name."""
+
+    def make_default() -> T:
+        return default() if callable(default) else default
+
+    def describe(name: str) -> Option:
+        return Option(
+            name=name,
+            env=env,
+            metavar=metavar,
+            meaning=meaning,
+            default_text=default_text,
+            make_default=make_default,
+            convert=convert,
+            switch=switch,
+            secret=secret,
+        )
+
+    return attrs.field(factory=make_default, repr=not secret, metadata={_DESCRIBE: describe})
+
+
+_DESCRIBE = "modelreg.settings.option"
+
+
+def _number(lowest: int, highest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if re.fullmatch("[0-9]{1,19}", text) and lowest <= int(text) <= highest:
+            return int(text)
+        raise ValueError(
+            f"a whole number of at least {lowest}" if highest == _MAX_COUNT else f"a number from {lowest} to {highest}"
+        )
+
+    return convert
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("1 or 0 (true or false, yes or no, on or off)")
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("a path")
+    return Path(text)
+
+
+def _optional_path(text: str) -> Path | None:
+    return _path(text) if text else None
+
+
+def _host(text: str) -> str:
+    """A host name (RFC 1123, and underscores, which containers' names have) or an address, IPv6 with or without brackets."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        pass
+    if len(text) <= 253 and re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?", text):
+        return text
+    raise ValueError("a host name or an IP address")
+
+
+def _optional_host(text: str) -> str | None:
+    return _host(text) if text else None
+
+
+def _log_level(text: str) -> LogLevel:
+    for number, level in enumerate(LOG_LEVELS):
+        if text.lower() in (level, str(number)):
+            return level
+    raise ValueError(f"one of {', '.join(LOG_LEVELS)}, or a number from 0 (off) to {len(LOG_LEVELS) - 1} (trace)")
+
+
+def _log_format(text: str) -> LogFormat:
+    for log_format in LOG_FORMATS:
+        if text.lower() == log_format:
+            return log_format
+    raise ValueError(" or ".join(LOG_FORMATS))
+
+
+def _endpoint(text: str) -> str | None:
+    if not text:
+        return None
+    allowed = "a gRPC endpoint like grpc://host:9005"
+    try:
+        url = urllib.parse.urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if url.scheme != "grpc" or not url.hostname or not port or url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError(allowed)
+    if url.username is not None:
+        raise ValueError(f"{allowed} (a token goes into directory_authentication_token)")
+    return text.rstrip("/")
+
+
+def _token(text: str) -> str | None:
+    # It travels as gRPC metadata, which is printable ASCII (gRPC over HTTP/2, "ASCII-Value").
+    if text and not re.fullmatch("[ -~]+", text):
+        raise ValueError("printable ASCII")
+    return text or None
+
+
+def _properties(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for item in text.split(",") if text else ():
+        name, _, value = item.partition("=")
+        pairs.append((name.strip(), value.strip()))
+    names = [name for name, _ in pairs]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError('of the form "name=value,name,name=value", each name once')
+    return tuple(pairs)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The options' values. `Settings.read` makes them from flags and variables; called directly, for tests and embedding."""
+
+    port: int = _option(
+        env="COGMENT_MODEL_REGISTRY_PORT",
+        metavar="PORT",
+        default=9002,
+        default_text="9002",
+        convert=_number(0, 65535),
+        meaning="TCP port to serve on. 0 takes a free one and logs it.",
+    )
+    host: str = _option(
+        env="COGMENT_MODEL_REGISTRY_HOST",
+        metavar="HOST",
+        default="127.0.0.1",
+        default_text="127.0.0.1",
+        convert=_host,
+        meaning="Address to listen on: this machine only, unless told otherwise; 0.0.0.0 or :: for everybody.",
+    )
+    grpc_reflection: bool = _option(
+        env="COGMENT_MODEL_REGISTRY_GRPC_REFLECTION",
+        metavar="BOOL",
+        default=False,
+        default_text="off",
+        convert=_yes_or_no,
+        meaning="Serve gRPC reflection, so that tools like grpcurl know the calls.",
+        switch=True,
+    )
+    archive_dir: Path = _option(
+        env="COGMENT_MODEL_REGISTRY_ARCHIVE_DIR",
+        metavar="DIR",
+        default=Path(".cogment/model_registry"),
+        default_text=".cogment/model_registry",
+        convert=_path,
+        meaning="Directory of models and stored versions. Made if it isn't there.",
+    )
+    cache_max_items: int = _option(
+        env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_ITEMS",
+        metavar="COUNT",
+        default=100,
+        default_text="100",
+        convert=_number(1, _MAX_COUNT),
+        meaning="How many transient versions are kept in memory.",
+    )
+    cache_max_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_BYTES",
+        metavar="BYTES",
+        default=lambda: memory_bytes() // 4,
+        default_text="a quarter of the memory",
+        convert=_number(1, _MAX_COUNT),
+        meaning="How many bytes transient versions may take in memory, all together.",
+    )
+    sent_version_chunk_size: int = _option(
+        env="COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
+        metavar="BYTES",
+        default=DOCUMENTED_CHUNK_BYTES,
+        default_text=str(DOCUMENTED_CHUNK_BYTES),
+        convert=_number(1, _MAX_CHUNK_BYTES),
+        meaning="Largest chunk of version data sent. While it isn't set, messages also stay under 4 MiB, the most that gRPC "
+        "clients accept by default; set, it is obeyed.",
+    )
+    log_level: LogLevel = _option(
+        env="COGMENT_LOG_LEVEL",
+        metavar="LEVEL",
+        default="info",
+        default_text="info",
+        convert=_log_level,
+        meaning="Least level logged: off, error, warning, info, debug or trace, or 0 to 5 for these.",
+    )
+    log_file: Path | None = _option(
+        env="COGMENT_LOG_FILE",
+        metavar="FILE",
+        default=None,
+        default_text="standard output",
+        convert=_optional_path,
+        meaning="Base name of log files: a new file every day (UTC), its date appended, like cogment.log.2025-01-31.",
+    )
+    log_format: LogFormat = _option(
+        env="COGMENT_LOG_FORMAT",
+        metavar="FORMAT",
+        default="text",
+        default_text="text",
+        convert=_log_format,
+        meaning="text, for people, or json, one object a line.",
+    )
+    directory_endpoint: str | None = _option(
+        env="COGMENT_DIRECTORY_ENDPOINT",
+        metavar="ENDPOINT",
+        default=None,
+        default_text="none",
+        convert=_endpoint,
+        meaning="Cogment Directory to register with, like grpc://foo:9005. Registration is not available yet.",
+    )
+    directory_authentication_token: str | None = _option(
+        env="COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
+        metavar="TOKEN",
+        default=None,
+        default_text="none",
+        convert=_token,
+        meaning="Token recorded in the directory. Not used yet.",
+        secret=True,
+    )
+    directory_registration_host: str | None = _option(
+        env="COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_HOST",
+        metavar="HOST",
+        default=None,
+        default_text="this machine's address",
+        convert=_optional_host,
+        meaning="Host recorded in the directory. Not used yet.",
+    )
+    directory_registration_properties: tuple[tuple[str, str], ...] = _option(
+        env="COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES",
+        metavar="PROPERTIES",
+        default=(),
+        default_text="none",
+        convert=_properties,
+        meaning="Properties recorded in the directory, like Sim=20,hpp,mem=HIGH. Not used yet.",
+    )
+
+    given: frozenset[str] = frozenset()
+    """The names of the options that a flag or a variable set."""
+
+    @classmethod
+    def read(cls, flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+        """Read every option from *flags* (by option name), *environ* or its default. Raises InvalidOption."""
+        values: dict[str, Any] = {}
+        for option in OPTIONS:
+            if option.name in flags:
+                values[option.name] = option.read(flags[option.name], option.flags[0])
+            elif environ.get(option.env):
+                values[option.name] = option.read(environ[option.env], option.env)
+        return cls(**values, given=frozenset(values))
+
+    @property
+    def max_data_chunk_bytes(self) -> int:
+        """The most version data to put into one message, in bytes."""
+        size = self.sent_version_chunk_size
+        if size == DOCUMENTED_CHUNK_BYTES and "sent_version_chunk_size" not in self.given:
+            return ACCEPTABLE_CHUNK_BYTES
+        return size
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a person should know before relying on these settings; to be logged as warnings at the start."""
+        cautions = []
+        if not _is_loopback(self.host):
+            cautions.append(
+                f"listening on {self.host}, beyond this machine, without authentication: "
+                "whoever reaches the port can read, publish and delete models"
+            )
+        if self.directory_endpoint is not None:
+            cautions.append(
+                "registration with a directory is not available yet: "
+                f"{self.directory_endpoint} will not be told of this registry"
+            )
+        return tuple(cautions)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+OPTIONS: tuple[Option, ...] = tuple(
+    field.metadata[_DESCRIBE](field.name) for field in attrs.fields(Settings) if _DESCRIBE in field.metadata
+)
