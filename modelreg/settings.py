@@ -226,7 +226,7 @@ class Settings:
     )
     grpc_reflection: bool = _option(
         env="COGMENT_MODEL_REGISTRY_GRPC_REFLECTION",
-        metavar="BOOL",
+        metavar="[BOOL]",
         default=False,
         default_text="off",
         convert=_yes_or_no,

@@ -1,0 +1,7 @@
+"""The ``modelreg`` command."""
+
+from __future__ import annotations
+
+from modelreg.cli.command import main
+
+__all__ = ["main"]

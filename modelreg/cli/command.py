@@ -1,0 +1,90 @@
+"""``modelreg`` and its subcommands. The options of ``serve`` are those of `modelreg.settings.OPTIONS`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import attrs
+import click
+import trio
+
+from modelreg import __version__
+from modelreg.cli.outcome import Outcome, reported
+from modelreg.settings import OPTIONS, Option, Settings
+
+Run = Callable[[Settings], Awaitable[None]]
+
+
+@attrs.frozen
+class _Invocation:
+    """What click passes on to a subcommand."""
+
+    run: Run
+    outcome: Outcome
+
+
+def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
+    """Run the command with *args* (those of the process by default), and return its exit code.
+
+    *run* is what ``serve`` runs in place of the server.
+    """
+    with reported() as outcome:
+        # Not standalone: click would print usage, a hint and the error, where one line says it.
+        modelreg.main(args, prog_name="modelreg", standalone_mode=False, obj=_Invocation(run or _run_server, outcome))
+    return outcome.exit_code
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def modelreg(context: click.Context) -> None:
+    """Serve AI models to those who train and use them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _serve(invocation: _Invocation, /, **flags: str | None) -> None:
+    settings = Settings.read({name: text for name, text in flags.items() if text is not None}, os.environ)
+    invocation.outcome.with_traceback = settings.log_level in ("debug", "trace")
+    # An interrupt that comes before the server listens for it is raised where nothing is left half done.
+    trio.run(invocation.run, settings, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+async def _run_server(settings: Settings) -> None:
+    from modelreg import server  # what --help doesn't need takes most of the time that importing takes
+
+    await server.run(settings)
+
+
+class _Serve(click.Command):
+    """``serve``, with help in which the names of variables can be read and copied: click's columns break them in two."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Options"):
+            for option in OPTIONS:
+                formatter.write(f"  {', '.join(option.flags)} {option.metavar}\n")
+                formatter.indent()
+                formatter.indent()
+                formatter.write_text(option.meaning)
+                formatter.write_text(f"Default: {option.default_text}")
+                formatter.write(f"{'':{formatter.current_indent}}{option.env}\n\n")
+                formatter.dedent()
+                formatter.dedent()
+
+
+def _parameter(option: Option) -> click.Option:
+    """The flag of *option*. It passes on the text it is given: Settings.read converts it, like that of a variable."""
+    make = partial(click.Option, is_flag=False, flag_value="1") if option.switch else click.Option
+    return make([*option.flags, option.name])
+
+
+modelreg.add_command(
+    _Serve(
+        "serve",
+        params=[_parameter(option) for option in OPTIONS],
+        callback=click.pass_obj(_serve),
+        help="Start the registry. Each option can also be given as the environment variable named below it.",
+    )
+)

@@ -1,0 +1,238 @@
+"""Logging: `open_log` gives a server the logger it passes on to its parts.
+
+Nothing is configured globally, so two servers in one process log to two places. Lines are rendered where they are logged and
+written by a thread of the log's own: a slow disk, a full one, or a terminal that nobody reads holds up no call. What can't be
+written is dropped and counted, and the count is logged as soon as writing works again.
+
+`off` logs nothing; `error`, `warning`, `info` and `debug` are structlog's; `trace` lets everything through: what is worth logging
+only then asks ``logger.is_enabled_for(TRACE)`` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from modelreg.errors import StartupError
+from modelreg.settings import LogFormat, LogLevel, Settings
+
+Logger = FilteringBoundLogger
+Clock = Callable[[], datetime]
+
+TRACE = 0
+
+_THRESHOLDS: dict[LogLevel, int] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": TRACE}
+
+# A burst of this many lines is kept while the writer is held up, which is a few MiB; more are dropped.
+MAX_WAITING_LINES = 10_000
+
+# How long the end of the program waits for lines to be written to something that doesn't take them.
+CLOSE_SECONDS = 2.0
+
+
+class LogFileUnusable(StartupError):
+    """The log file can't be opened for writing."""
+
+    exit_code = 7
+
+
+@contextlib.contextmanager
+def open_log(settings: Settings, *, clock: Clock | None = None) -> Iterator[Logger]:
+    """A logger as *settings* have it, until the end of the block; lines logged are written by then.
+
+    *clock* gives the present time, in UTC. Raises LogFileUnusable.
+    """
+    clock = clock or _utc_now
+    target = None if settings.log_level == "off" else _target(settings, clock)
+    if target is None:
+        yield silent_logger()
+        return
+    sink = _Sink(target, clock)
+    logger: Logger = structlog.wrap_logger(
+        sink,
+        processors=[_Stamp(clock), *_renderers(settings.log_format, colors=target.is_terminal)],
+        wrapper_class=structlog.make_filtering_bound_logger(_THRESHOLDS[settings.log_level]),
+        context_class=dict,
+    ).bind()
+    sink.start(report_loss=lambda lines: logger.error("log lines were lost", lines=lines))
+    try:
+        yield logger
+    finally:
+        sink.close()
+
+
+def silent_logger() -> Logger:
+    """A logger that drops everything: for parts that are used without a server."""
+    logger: Logger = structlog.wrap_logger(
+        None,
+        processors=[_drop],
+        wrapper_class=structlog.make_filtering_bound_logger(50),
+        context_class=dict,
+    ).bind()
+    return logger
+
+
+def daily_name(base: Path, day: date) -> Path:
+    """The log file of one day: ``cogment.log.2025-01-31`` for ``cogment.log``."""
+    return base.with_name(f"{base.name}.{day.isoformat()}")
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _drop(_logger: WrappedLogger, _method: str, _event: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
+# Processors: what is logged becomes a line.
+
+
+class _Stamp:
+    """Puts time and level first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        return {"timestamp": self._clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "level": method, "event": None, **event}
+
+
+def _keep_on_one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Whatever was interpolated into the event, a reader of text can't take it for a line of the log."""
+    text = str(event["event"])
+    event["event"] = text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return event
+
+
+def _renderers(log_format: LogFormat, *, colors: bool) -> list[Processor]:
+    if log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    console = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        repr_native_str=True,  # keeps fields on their line, too
+        exception_formatter=structlog.dev.plain_traceback,
+        sort_keys=False,
+    )
+    return [_keep_on_one_line, console]
+
+
+# Sink: lines become bytes in a file.
+
+
+class _Target(Protocol):
+    is_terminal: bool
+
+    def descriptor(self, day: date) -> int:
+        """The file that lines of this day go to. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class _StandardOutput:
+    def __init__(self, fd: int) -> None:
+        self._fd = os.dup(fd)
+        self.is_terminal = os.isatty(fd) and "NO_COLOR" not in os.environ
+
+    def descriptor(self, day: date) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _DailyFile:
+    is_terminal = False
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._day: date | None = None
+        self._fd = -1
+
+    def descriptor(self, day: date) -> int:
+        if day != self._day:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            opened = os.open(daily_name(self._base, day), flags, 0o644)
+            self.close()
+            self._fd, self._day = opened, day
+        return self._fd
+
+    def close(self) -> None:
+        if self._day is not None:
+            os.close(self._fd)
+            self._day = None
+
+
+def _target(settings: Settings, clock: Clock) -> _Target | None:
+    """Where lines go, opened; None where there is no standard output, whose number another file may have by now."""
+    if settings.log_file is None:
+        return _StandardOutput(sys.stdout.fileno()) if sys.stdout is not None else None
+    target = _DailyFile(settings.log_file)
+    try:
+        target.descriptor(clock().date())
+    except OSError as error:
+        raise LogFileUnusable(f"the log file {error.filename} can't be written: {error.strerror}") from error
+    return target
+
+
+class _Sink:
+    """What structlog calls a logger: takes lines, and lets a thread write them."""
+
+    def __init__(self, target: _Target, clock: Clock) -> None:
+        self._target = target
+        self._clock = clock
+        # Its put() is reentrant, so that logging from a signal handler or a finalizer can't deadlock.
+        self._waiting: queue.SimpleQueue[tuple[date, bytes] | None] = queue.SimpleQueue()
+        self._dropped = 0  # lines that found the queue full
+        self._failed = 0  # lines that could not be written; only the thread changes it
+        self._reported = 0
+        self._torn = False  # the last line was only written in part
+
+    def start(self, report_loss: Callable[[int], object]) -> None:
+        self._report_loss = report_loss
+        # A daemon: a terminal that takes nothing must not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name="modelreg log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        if self._waiting.qsize() >= MAX_WAITING_LINES:
+            self._dropped += 1
+            return
+        self._waiting.put((self._clock().date(), line.encode("utf-8", "backslashreplace") + b"\n"))
+
+    debug = info = warning = error = critical = put
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join(CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._target.close()
+
+    def _run(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            day, line = entry
+            try:
+                self._write(self._target.descriptor(day), line)
+            except OSError:
+                self._failed += 1
+                continue
+            lost = self._dropped + self._failed
+            if lost > self._reported:
+                self._report_loss(lost - self._reported)
+                self._reported = lost
+
+    def _write(self, fd: int, line: bytes) -> None:
+        view = memoryview(b"\n" + line if self._torn else line)
+        while view:
+            view = view[os.write(fd, view) :]
+            self._torn = len(view) > 0
