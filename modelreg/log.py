@@ -4,8 +4,8 @@ Nothing is configured globally, so two servers in one process log to two places.
 written by a thread of the log's own: a slow disk, a full one, or a terminal that nobody reads holds up no call. What can't be
 written is dropped and counted, and the count is logged as soon as writing works again.
 
-`off` logs nothing; `error`, `warning`, `info` and `debug` are structlog's; `trace` lets everything through: what is worth logging
-only then asks ``logger.is_enabled_for(TRACE)`` first.
+`off` logs nothing; `error`, `warning`, `info` and `debug` are structlog's; `trace` lets everything through, which is what `debug`
+does as long as nothing is logged below it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from modelreg.settings import LogFormat, LogLevel, Settings
 Logger = FilteringBoundLogger
 Clock = Callable[[], datetime]
 
-TRACE = 0
-
-_THRESHOLDS: dict[LogLevel, int] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": TRACE}
+_THRESHOLDS: dict[LogLevel, int] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 0}
 
 # A burst of this many lines is kept while the writer is held up, which is a few MiB; more are dropped.
 MAX_WAITING_LINES = 10_000
