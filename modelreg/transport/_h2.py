@@ -1,0 +1,299 @@
+"""h2 3.2.0 and hpack 3.0.0, typed: the one module that knows their insides.
+
+h2 is the authority on the state of the connection and of each stream, on settings, on the peer's windows and on HPACK.
+It gets every frame as it came, except:
+
+- DATA. `Engine.data_ended` gives it an empty one in place of the frame that carried END_STREAM or that was not expected;
+  payloads are counted in `streams.Stream`.
+- GOAWAY in either direction, as its state machine knows no drain: after one it refuses all streams that are still open.
+- WINDOW_UPDATE and RST_STREAM for streams that are over. It makes a connection error of them as soon as it has
+  forgotten the stream, though they are bound to cross with our trailers.
+
+Sending, only its state is told (`headers_sent`, `reset_sent`): the few header blocks that a gRPC server sends are
+constant bytes (`replies`), its encoder is not used. Its outbound windows are the ones sent against: `Engine.window` and
+`StreamHandle.outbound_flow_control_window` are decremented here, h2 increments them, checks them for overflow, and lets
+them become negative when SETTINGS_INITIAL_WINDOW_SIZE shrinks.
+
+What is replaced, and why:
+
+- The integers of hpack's decoder have no bound, and 16 KiB of 0xff cost it 100 ms: ours end after five bytes.
+- A client repeats its header blocks (all fields are in the dynamic table after the first call), so the decoder remembers
+  blocks for as long as the table is unchanged; `HeaderList` carries what was made of the fields, so the request is parsed
+  once, too. This is a third of the cost of a small call.
+- `open_inbound_streams` counts all streams for each new one, which makes 1,000 watches quadratic: `Engine` counts.
+- Validation: h2 makes a connection error of a malformed request, which should cost that stream only (section 8.1.1);
+  `requests` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import h2.config  # type: ignore[import-untyped]
+import h2.connection  # type: ignore[import-untyped]
+import h2.events  # type: ignore[import-untyped]
+import h2.exceptions  # type: ignore[import-untyped]
+import h2.settings  # type: ignore[import-untyped]
+import h2.stream  # type: ignore[import-untyped]
+import hpack.hpack  # type: ignore[import-untyped]
+from hpack.exceptions import HPACKDecodingError, OversizedHeaderListError  # type: ignore[import-untyped]
+from hpack.huffman_table import decode_huffman  # type: ignore[import-untyped]
+
+from . import frames
+from .faults import ConnectionFault, ErrorCode
+
+_SettingCodes = h2.settings.SettingCodes
+_SEND_HEADERS = h2.stream.StreamInputs.SEND_HEADERS
+_SEND_END_STREAM = h2.stream.StreamInputs.SEND_END_STREAM
+_SEND_RST_STREAM = h2.stream.StreamInputs.SEND_RST_STREAM
+_RequestReceived = h2.events.RequestReceived
+_StreamEnded = h2.events.StreamEnded
+_StreamReset = h2.events.StreamReset
+_WindowUpdated = h2.events.WindowUpdated
+_RemoteSettingsChanged = h2.events.RemoteSettingsChanged
+_PingAckReceived = h2.events.PingAckReceived
+
+MAX_CACHED_BLOCKS = 64
+
+
+class HeaderList(list[tuple[bytes, bytes]]):
+    """The fields of a header block, and what `requests` made of them."""
+
+    __slots__ = ("parsed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parsed: object = None
+
+
+class StreamHandle(Protocol):
+    """h2's record of a stream, as far as it is of interest here."""
+
+    outbound_flow_control_window: int
+
+
+class Listener(Protocol):
+    """Who is told what the frames given to the engine mean."""
+
+    def request_received(self, stream_id: int, fields: HeaderList, handle: StreamHandle) -> None: ...
+    def stream_ended(self, stream_id: int) -> None: ...
+    def stream_reset(self, stream_id: int, code: int) -> None: ...
+    def window_opened(self, stream_id: int) -> None: ...
+    def settings_changed(self) -> None: ...
+    def ping_answered(self, payload: bytes) -> None: ...
+
+
+def _integer(data: bytes, pos: int, mask: int) -> tuple[int, int]:
+    """An HPACK integer (RFC 7541, section 5.1) of at most five bytes, and the position after it."""
+    number = data[pos] & mask
+    pos += 1
+    if number < mask:
+        return number, pos
+    for shift in (0, 7, 14, 21):
+        byte = data[pos]
+        pos += 1
+        number += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, pos
+    raise HPACKDecodingError("integer too large")
+
+
+def _string(data: bytes, pos: int) -> tuple[bytes, int]:
+    """An HPACK string (RFC 7541, section 5.2), and the position after it."""
+    huffman = data[pos] & 0x80
+    length, pos = _integer(data, pos, 0x7F)
+    end = pos + length
+    if end > len(data):
+        raise HPACKDecodingError("truncated header block")
+    value = data[pos:end]
+    return (decode_huffman(value) if huffman else value), end
+
+
+class _Decoder(hpack.hpack.Decoder):  # type: ignore[misc]
+    """hpack's decoder with bounded integers and a memory for repeated blocks."""
+
+    def __init__(self, max_header_list_size: int) -> None:
+        super().__init__(max_header_list_size)
+        self._blocks: dict[bytes, HeaderList] = {}
+
+    def decode(self, data: bytes, raw: bool = False) -> HeaderList:
+        data = bytes(data)
+        known = self._blocks.get(data)
+        if known is not None:
+            return known
+        fields = HeaderList()
+        table = self.header_table
+        changed = False
+        size = pos = 0
+        end = len(data)
+        try:
+            while pos < end:
+                first = data[pos]
+                if first & 0x80:  # indexed field
+                    index, pos = _integer(data, pos, 0x7F)
+                    field = table.get_by_index(index)
+                elif first & 0xE0 == 0x20:  # size of the dynamic table
+                    if fields:
+                        raise HPACKDecodingError("table size update not at the start of the block")
+                    new_size, pos = _integer(data, pos, 0x1F)
+                    if new_size > self.max_allowed_table_size:
+                        raise HPACKDecodingError("dynamic table too large")
+                    table.maxsize = new_size
+                    changed = True
+                    continue
+                else:
+                    index, pos = _integer(data, pos, 0x3F if first & 0x40 else 0x0F)
+                    if index:
+                        name = table.get_by_index(index)[0]
+                    else:
+                        name, pos = _string(data, pos)
+                    value, pos = _string(data, pos)
+                    field = (name, value)
+                    if first & 0x40:
+                        table.add(name, value)
+                        changed = True
+                fields.append(field)
+                size += 32 + len(field[0]) + len(field[1])
+                if size > self.max_header_list_size:
+                    raise OversizedHeaderListError("header list too large")
+        except IndexError:
+            raise HPACKDecodingError("truncated header block") from None
+        self._assert_valid_table_size()
+        if changed:
+            self._blocks.clear()
+        elif len(self._blocks) < MAX_CACHED_BLOCKS:
+            self._blocks[data] = fields
+        return fields
+
+
+class _Stream(h2.stream.H2Stream):  # type: ignore[misc]
+    def _process_received_headers(self, headers: HeaderList, flags: object, encoding: object) -> HeaderList:
+        return headers
+
+    def _initialize_content_length(self, headers: HeaderList) -> None:
+        pass
+
+
+class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
+    open_inbound_streams = 0
+
+    def _begin_new_stream(self, stream_id: int, allowed_ids: int) -> Any:
+        if stream_id <= self.highest_inbound_stream_id:
+            raise h2.exceptions.StreamIDTooLowError(stream_id, self.highest_inbound_stream_id)
+        if stream_id % 2 != int(allowed_ids):
+            raise h2.exceptions.ProtocolError("Invalid stream ID for peer.")
+        stream = _Stream(
+            stream_id,
+            config=self.config,
+            inbound_window_size=self.local_settings.initial_window_size,
+            outbound_window_size=self.remote_settings.initial_window_size,
+        )
+        stream.max_inbound_frame_size = self.max_inbound_frame_size
+        stream.max_outbound_frame_size = self.max_outbound_frame_size
+        self.streams[stream_id] = stream
+        self.highest_inbound_stream_id = stream_id
+        return stream
+
+
+class Engine:
+    """One connection's h2 state, server side."""
+
+    def __init__(
+        self, listener: Listener, *, max_frame_bytes: int, stream_window: int, max_streams: int, max_header_bytes: int
+    ) -> None:
+        self._listener = listener
+        config = h2.config.H2Configuration(
+            client_side=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+        connection = _Connection(config)
+        connection.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                _SettingCodes.MAX_CONCURRENT_STREAMS: max_streams,
+                _SettingCodes.INITIAL_WINDOW_SIZE: stream_window,
+                _SettingCodes.MAX_FRAME_SIZE: max_frame_bytes,
+                _SettingCodes.MAX_HEADER_LIST_SIZE: max_header_bytes,
+            },
+        )
+        connection.max_inbound_frame_size = max_frame_bytes
+        connection.decoder = _Decoder(max_header_bytes)
+        connection.initiate_connection()
+        connection.incoming_buffer.add_data(frames.PREFACE)
+        self._h2 = connection
+
+    @property
+    def window(self) -> int:
+        """What the peer's connection window still allows; never below zero by our doing."""
+        return cast(int, self._h2.outbound_flow_control_window)
+
+    @window.setter
+    def window(self, size: int) -> None:
+        self._h2.outbound_flow_control_window = size
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """The largest frame the peer takes."""
+        return cast(int, self._h2.max_outbound_frame_size)
+
+    @property
+    def highest_stream_id(self) -> int:
+        """The newest stream the peer has opened."""
+        return cast(int, self._h2.highest_inbound_stream_id)
+
+    def pending(self) -> bytes:
+        """Control frames that h2 wants to be sent: SETTINGS and the acknowledgements of SETTINGS and PING, RST_STREAM."""
+        return cast(bytes, self._h2.data_to_send())
+
+    def receive(self, raw: bytes) -> None:
+        """Give h2 one whole frame; tells the listener what it means. Raises `ConnectionFault`."""
+        try:
+            events: Sequence[Any] = self._h2.receive_data(raw)
+        except h2.exceptions.ProtocolError as error:
+            raise ConnectionFault(ErrorCode(int(error.error_code)), str(error)) from None
+        except Exception as error:  # h2 and hyperframe let a few others out (ValueError, AssertionError, KeyError)
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{type(error).__name__} in h2") from error
+        listener = self._listener
+        for event in events:
+            kind = type(event)
+            if kind is _RequestReceived:
+                listener.request_received(event.stream_id, event.headers, self._h2.streams[event.stream_id])
+            elif kind is _StreamEnded:
+                listener.stream_ended(event.stream_id)
+            elif kind is _WindowUpdated:
+                listener.window_opened(event.stream_id)
+            elif kind is _StreamReset:
+                listener.stream_reset(event.stream_id, int(event.error_code))
+            elif kind is _RemoteSettingsChanged:
+                listener.settings_changed()
+            elif kind is _PingAckReceived:
+                listener.ping_answered(bytes(event.ping_data))
+
+    def data_ended(self, stream_id: int, end_stream: bool) -> None:
+        """Give h2 an empty DATA frame in place of one whose payload went another way."""
+        self.receive(frames.frame_header(0, frames.DATA, frames.END_STREAM if end_stream else 0, stream_id))
+
+    def headers_sent(self, handle: StreamHandle, end_stream: bool) -> None:
+        """The stream's headers, or its trailers, are on their way."""
+        machine = cast(Any, handle).state_machine
+        machine.process_input(_SEND_HEADERS)
+        if end_stream:
+            machine.process_input(_SEND_END_STREAM)
+
+    def reset_sent(self, handle: StreamHandle) -> None:
+        """An RST_STREAM for the stream is on its way."""
+        cast(Any, handle).state_machine.process_input(_SEND_RST_STREAM)
+
+    def forget(self, stream_id: int) -> None:
+        """The stream is closed: keep no more of it than how."""
+        stream = self._h2.streams.pop(stream_id, None)
+        if stream is not None:
+            self._h2._closed_streams[stream_id] = stream.closed_by  # noqa: SLF001
+
+    def was_reset_here(self, stream_id: int) -> bool:
+        """Whether the stream was ended by our RST_STREAM (the peer may not know it yet)."""
+        return self._h2._closed_streams.get(stream_id) is h2.stream.StreamClosedBy.SEND_RST_STREAM  # noqa: SLF001

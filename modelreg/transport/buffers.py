@@ -1,0 +1,66 @@
+"""Receive buffers that are lent out and come back.
+
+The reader receives into a `Buffer`; DATA payloads are slices of it. Whoever holds slices of a buffer holds a reference
+(`refs`), and the last one to let go returns the memory to the pool. A payload that is small against its buffer is copied
+instead (`streams.Stream.deposit`), so that a few bytes never pin a whole buffer.
+"""
+
+from __future__ import annotations
+
+
+class Buffer:
+    """A piece of receive memory. `refs` counts the reader, while it fills it, and every slice that is in use."""
+
+    __slots__ = ("_pool", "refs", "view")
+
+    def __init__(self, size: int, pool: BufferPool) -> None:
+        self.view = memoryview(bytearray(size))
+        self.refs = 1
+        self._pool = pool
+
+    def release(self) -> None:
+        """Give up one reference."""
+        self.refs -= 1
+        if self.refs == 0:
+            self._pool.put(self)
+
+
+class BufferPool:
+    """Buffers of one size, shared by all connections of a server; keeps at most `keep` of them while they are unused."""
+
+    def __init__(self, size: int = 256 * 1024, keep: int = 32) -> None:
+        self.size = size
+        self._keep = keep
+        self._free: list[Buffer] = []
+
+    def take(self) -> Buffer:
+        """A buffer with one reference, the caller's."""
+        if self._free:
+            buffer = self._free.pop()
+            buffer.refs = 1
+            return buffer
+        return Buffer(self.size, self)
+
+    def put(self, buffer: Buffer) -> None:
+        """Called by `Buffer.release` when nobody uses it any more."""
+        if len(self._free) < self._keep:
+            self._free.append(buffer)
+
+
+class WindowPool:
+    """The server's allowance for windows beyond the initial one: what a stream borrows, all others lack until it is back."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, amount: int) -> int:
+        """Borrow up to `amount` bytes; the number that was to be had."""
+        granted = min(amount, self.left)
+        self.left -= granted
+        return granted
+
+    def give(self, amount: int) -> None:
+        """Return what was borrowed."""
+        self.left += amount

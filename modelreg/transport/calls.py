@@ -1,0 +1,254 @@
+"""One call: from its request to its status.
+
+A call runs in a task of its own under a cancel scope. Four things cancel it: the client resets the stream, the connection
+is lost, the deadline passes, the server stops. The handler really ends then, its async generators are closed, and only
+after that the status (if anybody is left to read it) is sent.
+
+What a handler raises becomes the call's status here and nowhere else: `RpcFailedError` as it is, also as the only
+exception in a group; anything else is a bug, is logged with its traceback, and the client sees INTERNAL "internal error".
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Protocol, cast
+
+import trio
+import trio.lowlevel
+
+from ._purerpc import Method, RpcFailedError, StatusCode, failure, status_of
+from .core import Core
+from .faults import ErrorCode
+from .files import FileMessage
+from .messages import PAUSE, MessageDecoder, StreamedMessages, WholeMessages, invalid
+from .signals import Signal
+from .streams import Stream
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+ITEMS_PER_TURN = 64
+"""Items a handler is given, or replies taken from it, before other tasks get their turn."""
+
+BYTES_PER_TURN = 1 << 20
+
+STREAM_BACKLOG = 64 * 1024
+"""A reply generator is asked for more while less than this is queued for its stream ..."""
+
+CONNECTION_BACKLOG = 256 * 1024
+"""... and less than this for the whole connection. Beyond it a stream has at most one message queued."""
+
+
+class Logger(Protocol):
+    """What is asked of a logger: structlog's, or the standard library's."""
+
+    def error(self, event: str, /, *args: object, exc_info: BaseException) -> object: ...
+
+
+class Serializable(Protocol):
+    """A reply: a protobuf message."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802
+
+
+class Requests:
+    """The request messages of a call, as an async iterator: protobuf messages, or the items of a `MessageDecoder`."""
+
+    def __init__(self, core: Core, stream: Stream, messages: WholeMessages | StreamedMessages) -> None:
+        self._core = core
+        self._stream = stream
+        self._messages = messages
+        self._signal = Signal()
+        stream.wake_reader = self._signal.set
+        self._items: Iterator[object] | None = None
+        self._release: Callable[[], None] | None = None
+        self._size = 0
+        self._items_left = ITEMS_PER_TURN
+        self._bytes_left = BYTES_PER_TURN
+
+    def __aiter__(self) -> Requests:
+        return self
+
+    async def __anext__(self) -> object:
+        stream = self._stream
+        while True:
+            items = self._items
+            if items is not None:
+                for item in items:
+                    if item is PAUSE:
+                        await trio.lowlevel.checkpoint()
+                        continue
+                    self._items_left -= 1
+                    if self._items_left < 0 or self._bytes_left < 0:
+                        self._items_left = ITEMS_PER_TURN
+                        self._bytes_left = BYTES_PER_TURN
+                        await trio.lowlevel.checkpoint()
+                    return item
+                self.release()
+                self._core.consumed(stream, self._size)
+            if stream.inbox:
+                chunk, buffer = stream.inbox.popleft()
+                self._size = size = len(chunk)
+                stream.buffered -= size
+                self._bytes_left -= size
+                self._release = None if buffer is None else buffer.release
+                self._items = self._messages.decode(memoryview(chunk))
+            elif stream.remote_ended:
+                self._messages.finish()
+                raise StopAsyncIteration
+            else:
+                self._items_left = ITEMS_PER_TURN
+                self._bytes_left = BYTES_PER_TURN
+                await self._signal.wait()
+
+    async def only(self) -> object:
+        """The message of a call that takes exactly one."""
+        try:
+            message = await self.__anext__()
+        except StopAsyncIteration:
+            raise invalid("there is no request message") from None
+        try:
+            await self.__anext__()
+        except StopAsyncIteration:
+            return message
+        raise invalid("there is more than one request message")
+
+    def release(self) -> None:
+        """Let go of the receive buffer."""
+        self._items = None
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+
+class Call:
+    """A call that runs. `cancel` ends it with a status, or without where nobody can be told."""
+
+    def __init__(
+        self,
+        core: Core,
+        stream: Stream,
+        method: Method,
+        decoder: Callable[[], MessageDecoder] | None,
+        max_message_bytes: int,
+        logger: Logger,
+    ) -> None:
+        self.stream = stream
+        self._core = core
+        self._method = method
+        self._decoder = decoder
+        self._max_message_bytes = max_message_bytes
+        self._logger = logger
+        self._room = Signal()
+        stream.wake_sender = self._room.set
+        timeout = stream.request.timeout
+        self._scope = trio.CancelScope(deadline=float("inf") if timeout is None else trio.current_time() + timeout)
+        self._verdict: tuple[StatusCode, str] = (StatusCode.DEADLINE_EXCEEDED, "the call's deadline is over")
+        self._replies_left = ITEMS_PER_TURN
+
+    def cancel(self, code: StatusCode, message: str) -> None:
+        """Stop the handler; the status is for a client that is still there."""
+        self._verdict = (code, message)
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Run the handler and send what it gives. Nothing but cancellation from outside ever comes out of this."""
+        stream = self.stream
+        core = self._core
+        request = stream.request
+        messages: WholeMessages | StreamedMessages
+        try:
+            if self._decoder is not None:
+                stream.wants_window = True
+                messages = StreamedMessages(self._decoder(), request.message_encoding)
+            else:
+                messages = WholeMessages(
+                    self._method.request_type.FromString, request.message_encoding, self._max_message_bytes
+                )
+            requests = Requests(core, stream, messages)
+            try:
+                with self._scope:
+                    await self._handle(requests)
+            finally:
+                requests.release()
+            if self._scope.cancelled_caught:
+                self._fail(self._verdict[0].value, self._verdict[1])
+        except trio.Cancelled:
+            raise
+        except RpcFailedError as error:
+            self._fail(*status_of(error))
+        except BaseExceptionGroup as group:
+            cancelled, rest = group.split(trio.Cancelled)
+            if rest is not None:
+                self._raised(rest)
+            if cancelled is not None:
+                raise cancelled from None
+        except Exception as error:
+            self._raised(error)
+        finally:
+            if not stream.closed:
+                if not stream.sent and stream.trailers is None:
+                    core.withdraw(stream)
+
+    async def _handle(self, requests: Requests) -> None:
+        method = self._method
+        request = self.stream.request
+        argument: object = requests if method.request_stream else await requests.only()
+        if method.reply_stream:
+            async with aclosing(method.function(argument, request=request)) as replies:
+                async for reply in replies:
+                    await self._send(reply)
+            self._core.finish(self.stream, 0, "")
+        else:
+            reply = await cast(Awaitable[object], method.function(argument, request=request))
+            self._core.reply(self.stream, _message(reply))
+        if not self.stream.closed:
+            await self._sent()
+
+    async def _send(self, reply: object) -> None:
+        """Queue one message of a reply; returns when there is room for the next one."""
+        stream = self.stream
+        core = self._core
+        message = _message(reply)
+        core.send_message(stream, message)
+        if isinstance(message, FileMessage):
+            await self._sent()
+            return
+        while stream.out_bytes and (stream.out_bytes > STREAM_BACKLOG or core.outbound.buffered > CONNECTION_BACKLOG):
+            await self._room.wait()
+        self._replies_left -= 1
+        if self._replies_left < 0:
+            self._replies_left = ITEMS_PER_TURN
+            await trio.lowlevel.checkpoint()
+
+    async def _sent(self) -> None:
+        """Wait until everything queued has been handed to the kernel, or never will be."""
+        while not self.stream.sent:
+            await self._room.wait()
+
+    def _raised(self, error: BaseException) -> None:
+        """The handler raised something that is no status."""
+        single = error
+        while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
+            single = single.exceptions[0]
+        if isinstance(single, RpcFailedError):
+            self._fail(*status_of(single))
+            return
+        self._logger.error("a handler raised an exception: %s", self.stream.request.path, exc_info=error)
+        self._fail(StatusCode.INTERNAL.value, "internal error")
+
+    def _fail(self, code: int, message: str) -> None:
+        """End the call with an error; what was queued for it is forgotten."""
+        stream = self.stream
+        if not stream.closed:
+            self._core.withdraw(stream)
+            self._core.finish(stream, code, message)
+
+
+def _message(reply: object) -> bytes | FileMessage:
+    return reply if isinstance(reply, FileMessage) else cast(Serializable, reply).SerializeToString()
+
+
+__all__ = ["Call", "ErrorCode", "Logger", "Requests", "failure"]

@@ -1,0 +1,340 @@
+"""A connection's tasks: one reader, one writer, and a task for each call, in one nursery.
+
+    reader ── receive_into ─► Core ─► calls
+    calls ──► Core ─► writer ── send ─► socket
+
+The reader hands everything to the core and starts and cancels calls as the core says. The writer is the only one to use
+the socket's sending side. Neither ever waits for a call. When the nursery ends, everything of the connection has ended:
+its calls, their generators, its buffers, its socket.
+
+Nothing comes out of `run` but cancellation: a connection that fails is a line in the log and no harm to others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+import trio.lowlevel
+
+from ._purerpc import Method, StatusCode
+from .buffers import Buffer, BufferPool, WindowPool
+from .calls import Call, Logger
+from .core import Core
+from .faults import ConnectionFault, ErrorCode
+from .limits import Limits
+from .messages import MessageDecoder
+from .outbound import Plan
+from .signals import Signal
+from .streams import FilePiece, Stream
+from .wire import StreamWire, prefetch, wire_for
+
+CONGESTED = 1 << 20
+"""Bytes of urgent frames that a peer may leave unread before nothing more is read from it."""
+
+FLUSH_TIMEOUT = 2.0
+"""Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
+
+
+class Shared:
+    """What all connections of a server have in common."""
+
+    def __init__(
+        self, methods: Mapping[str, Method], streamed: Mapping[str, Callable[[], MessageDecoder]], limits: Limits, logger: Logger
+    ) -> None:
+        self.methods = methods
+        self.streamed = streamed
+        self.limits = limits
+        self.logger = logger
+        self.buffers = BufferPool()
+        self.windows = WindowPool(limits.window_pool)
+        self.prefetches = trio.CapacityLimiter(4)
+        self.calls_total = 0
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, stream: trio.abc.Stream, shared: Shared) -> None:
+        self._shared = shared
+        self.wire = wire_for(stream)
+        self.core = Core(shared.limits, shared.windows, self.wire.peer)
+        self.calls: dict[int, Call] = {}
+        self._writable = Signal()
+        self._drained = Signal()  # the writer has sent what congested the connection
+        self.core.outbound.wake = self._writable.set
+        self._nursery: trio.Nursery | None = None
+        self._closing = False  # nothing more is read; flush, then end
+        self._began = self._heard = self._busy = trio.current_time()
+        self._partial_since: float | None = None
+        self._drain_began: float | None = None
+        self._pinged = 0.0
+
+    async def run(self) -> None:
+        """Serve until either side ends it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write)
+                try:
+                    await self._read()
+                except ConnectionFault as fault:
+                    await self._end(fault)
+                nursery.cancel_scope.cancel()
+        except Exception as error:
+            self._shared.logger.error("a connection failed", exc_info=error)
+        finally:
+            self._forget_plan()
+            if isinstance(self.wire, StreamWire):
+                with trio.CancelScope(shield=True):
+                    await self.wire.aclose()
+            else:
+                self.wire.close()
+
+    _plan: Plan | None = None
+
+    def _forget_plan(self) -> None:
+        if self._plan is not None:
+            self.core.outbound.done(self._plan)
+            self._plan = None
+        for stream in list(self.core.streams.values()):
+            stream.drop_inbox()
+
+    # ---- in -------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        core = self.core
+        pool = self._shared.buffers
+        buffer = pool.take()
+        used = 0
+        try:
+            while not self._closing:
+                if core.outbound.urgent_bytes > CONGESTED:
+                    await self._drained.wait()
+                    continue
+                if buffer.refs > 1:
+                    if pool.size - used < pool.size // 4:
+                        buffer.release()
+                        buffer = pool.take()
+                        used = 0
+                else:
+                    used = 0
+                try:
+                    count = await self.wire.receive_into(buffer.view[used:])
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
+                if count == 0:
+                    return
+                data = buffer.view[used : used + count]
+                used += count
+                await self._received(data, buffer)
+        finally:
+            buffer.release()
+
+    async def _received(self, data: memoryview, buffer: Buffer) -> None:
+        core = self.core
+        self._heard = now = trio.current_time()
+        while True:
+            taken = core.receive(data, buffer, now)
+            self._start_calls()
+            await trio.lowlevel.checkpoint()
+            if taken == len(data):
+                break
+            data = data[taken:]
+        if not core.splitter.inside_control:
+            self._partial_since = None
+        elif self._partial_since is None:
+            self._partial_since = now
+
+    def _start_calls(self) -> None:
+        core = self.core
+        shared = self._shared
+        nursery = self._nursery
+        assert nursery is not None
+        for stream in core.take_gone():
+            call = self.calls.get(stream.id)
+            if call is not None:
+                call.cancel(StatusCode.CANCELLED, "the stream was reset")
+        for stream in core.take_opened():
+            if len(self.calls) >= shared.limits.max_concurrent_streams:
+                core.abort(stream, ErrorCode.REFUSED_STREAM)
+                continue
+            path = stream.request.path
+            method = shared.methods.get(path)
+            if method is None:
+                core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {path[1:]}")
+                continue
+            call = Call(core, stream, method, shared.streamed.get(path), shared.limits.max_message_bytes, shared.logger)
+            self.calls[stream.id] = call
+            shared.calls_total += 1
+            nursery.start_soon(self._run, call, name=path)
+
+    async def _run(self, call: Call) -> None:
+        try:
+            await call.run()
+        except ConnectionFault as fault:
+            self._break(fault)
+        finally:
+            del self.calls[call.stream.id]
+            if not self.calls:
+                self._busy = trio.current_time()
+                self._writable.set()
+
+    # ---- out ------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        outbound = self.core.outbound
+        wire = self.wire
+        try:
+            while True:
+                congested = outbound.urgent_bytes > CONGESTED
+                self._plan = plan = outbound.next_plan()
+                if outbound.cold:
+                    self._warm()
+                if plan is None:
+                    if self._finished():
+                        await self._hang_up()
+                        return
+                    await self._writable.wait()
+                    continue
+                await wire.send(plan)
+                self._plan = None
+                outbound.done(plan)
+                if congested:
+                    self._drained.set()
+                if plan.has_files:
+                    self._drop_truncated(plan)
+                await trio.lowlevel.checkpoint()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._cancel()  # the reader may be waiting for us
+        except ConnectionFault as fault:
+            self._break(fault)
+
+    def _drop_truncated(self, plan: Plan) -> None:
+        for stream in plan.streams:
+            if stream.file is not None and stream.file.truncated:
+                self.core.abort(stream, ErrorCode.INTERNAL_ERROR)
+        self._start_calls()
+
+    def _finished(self) -> bool:
+        if self.calls or self.core.streams:
+            return False
+        return self.core.peer_leaves or (self.core.refusing and self._drain_over())
+
+    def _drain_over(self) -> bool:
+        return self._drain_began is not None
+
+    async def _hang_up(self) -> None:
+        """Everything is said: close our side, and give the peer a moment to read it before the socket goes."""
+        with trio.move_on_after(FLUSH_TIMEOUT):
+            try:
+                await self.wire.finish()
+                memory = memoryview(bytearray(4096))
+                while self._closing and await self.wire.receive_into(memory):
+                    pass
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                pass
+        self._cancel()
+
+    def _warm(self) -> None:
+        """Have the pages of files read in a thread."""
+        assert self._nursery is not None
+        for stream in self.core.outbound.cold:
+            self._nursery.start_soon(self._prefetch, stream)
+        self.core.outbound.cold.clear()
+
+    async def _prefetch(self, stream: Stream) -> None:
+        piece = stream.file
+        if piece is not None and not stream.closed:
+            length = min(piece.left, 4 << 20)
+            await _prefetch(piece, length, self._shared.prefetches)
+        stream.parked = False
+        self.core.outbound.resume(stream)
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    async def _end(self, fault: ConnectionFault) -> None:
+        """The peer broke the rules: tell it, and end."""
+        self._closing = True
+        self.core.fail(fault.code, str(fault))
+        for call in list(self.calls.values()):
+            call.cancel(StatusCode.UNAVAILABLE, "the connection is closed")
+        with trio.move_on_after(FLUSH_TIMEOUT):
+            while self.core.outbound.urgent or self._plan is not None:
+                await self._flushed()
+            await self.wire.finish()
+            memory = memoryview(bytearray(65536))
+            try:
+                while await self.wire.receive_into(memory):
+                    await trio.lowlevel.checkpoint()
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+    async def _flushed(self) -> None:
+        await trio.sleep(0.01)
+
+    def _break(self, fault: ConnectionFault) -> None:
+        self._shared.logger.error("a connection failed", exc_info=fault)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """No more calls; close when those that run are done."""
+        if self._drain_began is None:
+            self._drain_began = trio.current_time()
+            self.core.begin_drain()
+            self._writable.set()
+
+    def stop_calls(self) -> None:
+        """The grace is over: UNAVAILABLE for those that still run."""
+        for call in self.calls.values():
+            call.cancel(StatusCode.UNAVAILABLE, "the server is stopping")
+
+    def close(self) -> None:
+        """End at once."""
+        self._cancel()
+
+    # ---- the clock ------------------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Called about once a second: everything that ends a connection because of time."""
+        limits = self._shared.limits
+        if not self.core.splitter.established:
+            if now - self._began > limits.handshake_timeout:
+                self._cancel()
+            return
+        if self._partial_since is not None and now - self._partial_since > limits.handshake_timeout:
+            self._cancel()
+        blocked = self.wire.blocked_since
+        if blocked is not None and now - blocked > limits.stall_timeout:
+            self._cancel()
+        if self.core.ping_pending:
+            if self._heard >= self._pinged:
+                self.core.ping_pending = False
+            elif now - self._pinged > limits.keepalive_timeout:
+                self._cancel()
+        elif now - self._heard > limits.keepalive_interval:
+            self._pinged = now
+            self.core.ping()
+        if not self.calls and now - self._busy > limits.idle_timeout:
+            self.drain()
+
+
+async def _prefetch(piece: FilePiece, length: int, limiter: trio.CapacityLimiter) -> None:
+    import os
+
+    try:
+        fd = os.dup(piece.fd)
+    except OSError:
+        piece.checked_until = piece.offset + length
+        return
+    try:
+        await trio.to_thread.run_sync(prefetch, fd, piece.offset, length, limiter=limiter)
+    except OSError:
+        pass  # the error is met again where the bytes are sent
+    finally:
+        os.close(fd)
+    piece.checked_until = piece.offset + length

@@ -1,0 +1,93 @@
+"""How much a peer may ask of the server, and the meter that tells work from abuse.
+
+Every bound of the transport is a field of `Limits`, so that an operator's option and a test can both set it. `Meter` is a
+token bucket: a burst, refilled with time, and topped up by work that justifies more (a peer that is sent a lot of DATA
+has to send a lot of WINDOW_UPDATE).
+"""
+
+from __future__ import annotations
+
+import attrs
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{attribute.name} must be positive")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds of one server. Sizes are bytes, times are seconds."""
+
+    max_connections: int = attrs.field(default=1024, validator=_positive)
+    """Connections at once; further ones wait in the kernel's queue."""
+
+    max_concurrent_streams: int = attrs.field(default=4096, validator=_positive)
+    """Running handlers of one connection; further streams get REFUSED_STREAM. A watch is a running handler."""
+
+    max_message_bytes: int = attrs.field(default=4 * MIB, validator=_positive)
+    """One message, after decompression. Methods with a `MessageDecoder` have no such limit: they never hold a message."""
+
+    max_header_bytes: int = attrs.field(default=16 * KIB, validator=_positive)
+    """One header block, both as it is sent (over all CONTINUATIONs) and as it is decoded."""
+
+    max_frame_bytes: int = attrs.field(
+        default=MIB, validator=[attrs.validators.ge(2**14), attrs.validators.lt(2**24)]
+    )
+    """The frame size offered to clients (SETTINGS_MAX_FRAME_SIZE, 2**14 to 2**24 - 1)."""
+
+    stream_window: int = attrs.field(default=MIB, validator=_positive)
+    """What a client may send on a stream before the handler has consumed any of it."""
+
+    max_stream_window: int = attrs.field(default=8 * MIB, validator=_positive)
+    """What the window of a stream with a `MessageDecoder` that keeps up may grow to."""
+
+    window_pool: int = attrs.field(default=64 * MIB, validator=_positive)
+    """What all streams of the server together may have beyond `stream_window`."""
+
+    handshake_timeout: float = attrs.field(default=10.0, validator=_positive)
+    """Time for preface and SETTINGS, and for the rest of any frame but DATA once it has begun."""
+
+    keepalive_interval: float = attrs.field(default=30.0, validator=_positive)
+    """A connection that has sent nothing for so long gets a PING."""
+
+    keepalive_timeout: float = attrs.field(default=20.0, validator=_positive)
+    """A connection that sends nothing for so long after that PING is dead."""
+
+    idle_timeout: float = attrs.field(default=1800.0, validator=_positive)
+    """A connection without any stream for so long is asked to go (GOAWAY NO_ERROR)."""
+
+    stall_timeout: float = attrs.field(default=60.0, validator=_positive)
+    """A peer that accepts nothing of what is ready for it for so long is dropped."""
+
+
+class Meter:
+    """A token bucket. `take` says whether one more is fine; it never is again once the peer is beyond its burst and its rate."""
+
+    __slots__ = ("_burst", "_rate", "_since", "_tokens")
+
+    def __init__(self, burst: float, per_second: float) -> None:
+        self._burst = burst
+        self._rate = per_second
+        self._tokens = burst
+        self._since = float("-inf")
+
+    def take(self, now: float) -> bool:
+        """Count one event at `now` (seconds, monotonic); False when it is one too many."""
+        tokens = self._tokens - 1.0
+        if tokens < 0.0:
+            tokens = min(self._burst, self._tokens + (now - self._since) * self._rate) - 1.0
+            self._since = now
+            if tokens < 0.0:
+                return False
+        elif self._since == float("-inf"):
+            self._since = now
+        self._tokens = tokens
+        return True
+
+    def give(self, tokens: float) -> None:
+        """The peer did something that justifies `tokens` more events."""
+        self._tokens = min(self._burst, self._tokens + tokens)

@@ -1,0 +1,224 @@
+"""gRPC's length-prefixed messages (gRPC over HTTP/2, "Length-Prefixed-Message"), taken apart as they arrive.
+
+    flag (1 byte) | length (4 bytes, big endian) | length bytes, compressed if the flag is 1
+
+Two ways with one beginning. `WholeMessages` collects a message and parses it; what it holds is bounded by
+`max_message_bytes`, known from the prefix, or for a compressed one from what has come out of the decompressor so far.
+`StreamedMessages` holds nothing: it hands every piece to a `MessageDecoder` as it comes.
+
+Both are generators over a chunk, pulled by whoever wants the items: a chunk of 50,000 empty messages is never expanded
+into a list, each costs the same, and `PAUSE` among the items marks the places where a long chunk without items can be
+interrupted. Decompression is done in steps of at most `INFLATE_STEP` bytes of output.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from ._purerpc import StatusCode, failure
+
+PREFIX = struct.Struct(">BI")
+PREFIX_SIZE = PREFIX.size
+INFLATE_STEP = 64 * 1024
+_INFLATE_INPUT = 4096  # zlib hands back a copy of the input it has not used at every step, so it gets little
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib.decompressobj: gzip framing, zlib framing
+_MESSAGES_PER_PAUSE = 512
+
+PAUSE = object()
+"""Not an item: nothing was decoded, but a lot was looked at."""
+
+
+class DecodeError(Exception):
+    """Raised by a `MessageDecoder`: the bytes are no valid message. The call ends with INVALID_ARGUMENT and this text."""
+
+
+class MessageDecoder(Protocol):
+    """Turns the bytes of messages into items while they arrive; one for each stream, no I/O."""
+
+    def begin(self, length: int) -> None:
+        """A message of `length` bytes starts; -1 where that is not known because it is compressed."""
+
+    def feed(self, data: memoryview) -> Iterable[object]:
+        """Some bytes of it, in order. A memoryview among the items is a slice of `data`; it is valid until the handler
+        asks for its next item."""
+
+    def end(self) -> Iterable[object]:
+        """The message is complete. Raises `DecodeError` when it is no valid message, as `feed` may."""
+
+
+def invalid(message: str) -> Exception:
+    """The exception for bytes that are no message."""
+    return failure(StatusCode.INVALID_ARGUMENT, message)
+
+
+def _too_large(limit: int) -> Exception:
+    return failure(StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than the limit of {limit} bytes")
+
+
+class _Messages:
+    """What both ways share: where in a message the stream is."""
+
+    def __init__(self, encoding: str | None) -> None:
+        self._encoding = encoding
+        self._prefix = bytearray()  # a prefix cut by the end of a chunk
+        self._left = -1  # bytes of the message still to come, -1 between messages
+        self._inflater: zlib._Decompress | None = None
+
+    def _begin(self, length: int, compressed: bool) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The request has ended; raises if that was within a message."""
+        if self._prefix or self._left >= 0:
+            raise invalid("the request ends within a message")
+
+    def _read_prefix(self, chunk: memoryview, pos: int) -> int:
+        """Begin the next message if its prefix is complete; the position after what was used."""
+        if not self._prefix and len(chunk) - pos >= PREFIX_SIZE:
+            flag, length = PREFIX.unpack_from(chunk, pos)
+            pos += PREFIX_SIZE
+        else:
+            prefix = self._prefix
+            take = min(PREFIX_SIZE - len(prefix), len(chunk) - pos)
+            prefix += chunk[pos : pos + take]
+            pos += take
+            if len(prefix) < PREFIX_SIZE:
+                return pos
+            flag, length = PREFIX.unpack(prefix)
+            prefix.clear()
+        if flag:
+            if flag != 1:
+                raise invalid("a message begins with neither 0 nor 1")
+            if self._encoding is None:
+                raise failure(StatusCode.INTERNAL, "a compressed message, but no grpc-encoding")
+            self._inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
+        self._begin(length, bool(flag))
+        self._left = length
+        return pos
+
+    def _inflate(self, data: memoryview) -> Iterator[bytes]:
+        """The decompressed bytes of a piece of a message, in pieces."""
+        inflater = self._inflater
+        assert inflater is not None
+        try:
+            for start in range(0, len(data), _INFLATE_INPUT):
+                rest: bytes | memoryview = data[start : start + _INFLATE_INPUT]
+                while rest:
+                    if inflater.eof:
+                        raise invalid("bytes after the end of a compressed message")
+                    piece = inflater.decompress(rest, INFLATE_STEP)
+                    rest = inflater.unconsumed_tail or inflater.unused_data
+                    if piece:
+                        yield piece
+            while not inflater.eof:  # a full step may leave output behind with no input left to show for it
+                piece = inflater.decompress(b"", INFLATE_STEP)
+                if not piece:
+                    break
+                yield piece
+        except zlib.error:
+            raise invalid("a message is not compressed as its grpc-encoding says") from None
+
+    def _end_inflating(self) -> None:
+        if self._inflater is not None:
+            if not self._inflater.eof:
+                raise invalid("a compressed message is cut short")
+            self._inflater = None
+
+
+class WholeMessages(_Messages):
+    """Messages parsed by a protobuf class."""
+
+    def __init__(self, parse: Callable[[bytes], object], encoding: str | None, max_message_bytes: int) -> None:
+        super().__init__(encoding)
+        self._parse = parse
+        self._limit = max_message_bytes
+        self._body = bytearray()  # what of the message has arrived, when it did not arrive in one chunk
+
+    def _begin(self, length: int, compressed: bool) -> None:
+        if length > self._limit:
+            raise _too_large(self._limit)
+
+    def decode(self, chunk: memoryview) -> Iterator[object]:
+        """The messages that end in this chunk."""
+        pos = 0
+        end = len(chunk)
+        while pos < end or self._left == 0:
+            left = self._left
+            if left < 0:
+                pos = self._read_prefix(chunk, pos)
+                continue
+            piece = chunk[pos : pos + left]
+            pos += len(piece)
+            self._left = left = left - len(piece)
+            if self._inflater is not None:
+                for inflated in self._inflate(piece):
+                    self._body += inflated
+                    if len(self._body) > self._limit:
+                        raise _too_large(self._limit)
+                    yield PAUSE
+            elif left == 0 and not self._body:
+                self._left = -1
+                yield self._message(bytes(piece))
+                continue
+            else:
+                self._body += piece
+            if left == 0:
+                self._end_inflating()
+                self._left = -1
+                body = bytes(self._body)
+                self._body = bytearray()
+                yield self._message(body)
+
+    def _message(self, body: bytes) -> object:
+        try:
+            return self._parse(body)
+        except ProtobufDecodeError:
+            raise invalid("the bytes are no valid message") from None
+
+
+class StreamedMessages(_Messages):
+    """Messages given to a `MessageDecoder` piece by piece."""
+
+    def __init__(self, decoder: MessageDecoder, encoding: str | None) -> None:
+        super().__init__(encoding)
+        self._decoder = decoder
+
+    def _begin(self, length: int, compressed: bool) -> None:
+        self._decoder.begin(-1 if compressed else length)
+
+    def decode(self, chunk: memoryview) -> Iterator[object]:
+        """The items that this chunk makes."""
+        decoder = self._decoder
+        pos = 0
+        end = len(chunk)
+        quiet = 0
+        try:
+            while pos < end or self._left == 0:
+                left = self._left
+                if left < 0:
+                    pos = self._read_prefix(chunk, pos)
+                    continue
+                if left:
+                    piece = chunk[pos : pos + left]
+                    pos += len(piece)
+                    self._left = left = left - len(piece)
+                    if self._inflater is None:
+                        yield from decoder.feed(piece)
+                    else:
+                        for inflated in self._inflate(piece):
+                            yield from decoder.feed(memoryview(inflated))
+                            yield PAUSE
+                if left == 0:
+                    self._end_inflating()
+                    self._left = -1
+                    yield from decoder.end()
+                    quiet += 1
+                    if quiet % _MESSAGES_PER_PAUSE == 0:
+                        yield PAUSE
+        except DecodeError as error:
+            raise invalid(str(error) or "the bytes are no valid message") from None

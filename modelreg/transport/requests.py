@@ -1,0 +1,162 @@
+"""From header fields to a `Request` (gRPC over HTTP/2, "Requests"; RFC 9113, section 8).
+
+Three kinds of wrong: fields that HTTP/2 forbids are a `StreamFault`; fields that are HTTP but not gRPC get an HTTP status;
+fields that are gRPC but wrong get a gRPC status. The last two are a `Refusal`. None of them harms another stream.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+
+import attrs
+
+from ._purerpc import StatusCode
+from .faults import ErrorCode, StreamFault
+
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])\Z")
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(\s*;.*)?\Z", re.IGNORECASE)
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")
+_BAD_VALUE = re.compile(rb"[\0\r\n]")
+_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
+_CONNECTION_FIELDS = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+_RESERVED = frozenset((b"te", b"content-type", b"user-agent", b"content-length", b"host"))
+_ENCODINGS = {b"identity": None, b"gzip": "gzip", b"deflate": "deflate"}
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """What a handler is told of its call; the attributes are those of purerpc's `RequestReceived` that matter."""
+
+    service_name: str
+    method_name: str
+    path: str
+    authority: str | None
+    custom_metadata: tuple[tuple[str, str | bytes], ...]
+    """In the order they were sent; the values of names that end in -bin are bytes."""
+    timeout: float | None
+    """The client's deadline in seconds from when the call was received."""
+    user_agent: str | None
+    peer: str
+    """The client's address as text, empty where there is none."""
+    message_encoding: str | None
+    """How compressed messages are compressed: gzip, deflate or not at all."""
+    content_length: int | None
+
+
+class Refusal(Exception):
+    """The call gets this reply, and no handler."""
+
+    def __init__(self, code: StatusCode, message: str, http_status: int = 200) -> None:
+        super().__init__(message)
+        self.code: int = code.value
+        self.message = message
+        self.http_status = http_status
+
+
+def parse(fields: Iterable[tuple[bytes, bytes]], peer: str) -> Request:
+    """Check the fields of a request; raises `StreamFault` or `Refusal`."""
+    pseudo: dict[bytes, bytes] = {}
+    known: dict[bytes, bytes] = {}
+    metadata: list[tuple[bytes, bytes]] = []
+    regular = False
+    for name, value in fields:
+        if _BAD_VALUE.search(value):
+            raise _malformed("a field value with a control character")
+        if name[:1] == b":":
+            if regular or name not in _PSEUDO or name in pseudo:
+                raise _malformed("an unexpected pseudo-header")
+            pseudo[name] = value
+            continue
+        regular = True
+        if not _NAME.match(name) or name in _CONNECTION_FIELDS:
+            raise _malformed("a field that HTTP/2 does not allow")
+        if name in _RESERVED or name.startswith(b"grpc-"):
+            known[name] = value
+        else:
+            metadata.append((name, value))
+    if not pseudo.get(b":method") or not pseudo.get(b":scheme") or not pseudo.get(b":path"):
+        raise _malformed("a pseudo-header is missing")
+    _check_http(pseudo, known)
+    service, method = _split_path(pseudo[b":path"])
+    authority = pseudo.get(b":authority", known.get(b"host"))
+    user_agent = known.get(b"user-agent")
+    return Request(
+        service_name=service,
+        method_name=method,
+        path=f"/{service}/{method}",
+        authority=None if authority is None else authority.decode("latin-1"),
+        custom_metadata=tuple(item for name, value in metadata for item in _metadata(name, value)),
+        timeout=_timeout(known.get(b"grpc-timeout")),
+        user_agent=None if user_agent is None else user_agent.decode("latin-1"),
+        peer=peer,
+        message_encoding=_encoding(known.get(b"grpc-encoding")),
+        content_length=_content_length(known.get(b"content-length")),
+    )
+
+
+def _malformed(what: str) -> StreamFault:
+    """A malformed request is a stream error (RFC 9113, section 8.1.1)."""
+    return StreamFault(ErrorCode.PROTOCOL_ERROR, what)
+
+
+def _check_http(pseudo: dict[bytes, bytes], known: dict[bytes, bytes]) -> None:
+    if pseudo[b":method"] != b"POST":
+        raise Refusal(StatusCode.INTERNAL, "gRPC calls are POST requests", 405)
+    if not _CONTENT_TYPE.match(known.get(b"content-type", b"")):
+        raise Refusal(StatusCode.INVALID_ARGUMENT, "the content-type of gRPC calls is application/grpc", 415)
+    te = known.get(b"te")
+    if te is None:
+        raise Refusal(StatusCode.INTERNAL, "no te: trailers, is there a proxy that knows no gRPC?", 400)
+    if te != b"trailers":
+        raise _malformed("te is not trailers")
+
+
+def _split_path(path: bytes) -> tuple[str, str]:
+    parts = path.split(b"/")
+    if len(parts) != 3 or parts[0] or not parts[1] or not parts[2]:
+        raise Refusal(StatusCode.UNIMPLEMENTED, "the path of a call is /service/method")
+    try:
+        return parts[1].decode("ascii"), parts[2].decode("ascii")
+    except UnicodeDecodeError:
+        raise Refusal(StatusCode.UNIMPLEMENTED, "the path of a call is /service/method") from None
+
+
+def _timeout(value: bytes | None) -> float | None:
+    if value is None:
+        return None
+    match = _TIMEOUT.match(value)
+    if match is None:
+        raise Refusal(StatusCode.INVALID_ARGUMENT, "grpc-timeout is up to 8 digits and one of H, M, S, m, u, n")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _encoding(value: bytes | None) -> str | None:
+    try:
+        return _ENCODINGS[value or b"identity"]
+    except KeyError:
+        raise Refusal(StatusCode.UNIMPLEMENTED, "messages may be compressed with gzip or deflate") from None
+
+
+def _content_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise _malformed("content-length is not a number")
+    return int(value)
+
+
+def _metadata(name: bytes, value: bytes) -> Iterable[tuple[str, str | bytes]]:
+    text = name.decode("ascii")
+    if not name.endswith(b"-bin"):
+        yield text, value.decode("latin-1")
+        return
+    for item in value.split(b","):
+        item = item.strip().rstrip(b"=")
+        try:
+            yield text, base64.b64decode(item + b"=" * (-len(item) % 4), validate=True)
+        except binascii.Error:
+            raise Refusal(StatusCode.INVALID_ARGUMENT, f"the value of {text} is not base64") from None

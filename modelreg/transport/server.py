@@ -1,0 +1,165 @@
+"""The server: accepts connections, keeps the clock for them, and drains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import attrs
+import trio
+
+from ._purerpc import Service, methods
+from .calls import Logger
+from .connection import Connection, Shared
+from .limits import Limits
+from .messages import MessageDecoder
+
+ACCEPT_PAUSE = 0.1
+"""Seconds without accepting after accept() has failed, as it does when descriptors or memory are used up."""
+
+CLOCK_INTERVAL = 1.0
+CLOSE_TIMEOUT = 2.0
+"""Seconds for the last statuses after the grace of a drain."""
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """A snapshot. Bytes are counted at the socket, over all connections there ever were."""
+
+    connections: int
+    connections_total: int
+    streams: int
+    """Handlers that run."""
+    streams_total: int
+    bytes_received: int
+    bytes_sent: int
+
+
+class Server:
+    """Serves purerpc services over HTTP/2.
+
+    Arguments:
+      services: purerpc `Service` objects.
+      limits: the bounds of the server.
+      streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf there.
+      logger: takes errors with their traceback; a structlog or standard logger.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[Service],
+        *,
+        limits: Limits = Limits(),  # noqa: B008
+        streamed: Mapping[str, Callable[[], MessageDecoder]] | None = None,
+        logger: Logger | None = None,
+    ) -> None:
+        self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
+        self._limits = limits
+        self._shared = Shared(methods(services), streamed or {}, limits, self._logger)
+        self._connections: set[Connection] = set()
+        self._slots = trio.Semaphore(limits.max_connections)
+        self._drain_deadline: float | None = None
+        self._drain_scope: trio.CancelScope | None = None
+        self._draining = trio.Event()
+        self._nobody = trio.Event()
+        self._connections_total = 0
+        self._past = (0, 0)
+        self._nursery: trio.Nursery | None = None
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until drained. The listeners are closed when it ends, and when draining begins.
+
+        Cancelling it closes every connection at once.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._keep_time)
+            async with trio.open_nursery() as accepting:
+                for listener in listeners:
+                    accepting.start_soon(self._accept, listener, nursery)
+                task_status.started()
+                await self._draining.wait()
+                accepting.cancel_scope.cancel()
+            for connection in list(self._connections):
+                connection.drain()
+            if self._connections:
+                with trio.CancelScope(deadline=self._drain_deadline or trio.current_time()) as scope:
+                    self._drain_scope = scope
+                    await self._nobody.wait()
+                if scope.cancelled_caught:
+                    for connection in list(self._connections):
+                        connection.stop_calls()
+                    with trio.move_on_after(CLOSE_TIMEOUT):
+                        await self._nobody.wait()
+            nursery.cancel_scope.cancel()
+
+    def drain(self, grace: float) -> None:
+        """Stop accepting and say GOAWAY; calls that run may finish for `grace` seconds, then they end UNAVAILABLE.
+
+        May be called again with another grace.
+        """
+        self._drain_deadline = trio.current_time() + grace
+        if self._drain_scope is not None:
+            self._drain_scope.deadline = self._drain_deadline
+        if not self._connections:
+            self._nobody.set()
+        self._draining.set()
+
+    def statistics(self) -> Statistics:
+        """What goes on right now."""
+        connections = list(self._connections)
+        return Statistics(
+            connections=len(connections),
+            connections_total=self._connections_total,
+            streams=sum(len(connection.calls) for connection in connections),
+            streams_total=self._shared.calls_total,
+            bytes_received=self._past[0] + sum(connection.wire.bytes_in for connection in connections),
+            bytes_sent=self._past[1] + sum(connection.wire.bytes_out for connection in connections),
+        )
+
+    async def _accept(self, listener: trio.abc.Listener[trio.abc.Stream], nursery: trio.Nursery) -> None:
+        async with listener:
+            while True:
+                await self._slots.acquire()
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    self._slots.release()
+                    self._logger.error("accept failed, trying again in a moment", exc_info=error)
+                    await trio.sleep(ACCEPT_PAUSE)
+                except BaseException:
+                    self._slots.release()
+                    raise
+                else:
+                    nursery.start_soon(self._serve_connection, stream)
+
+    async def _serve_connection(self, stream: trio.abc.Stream) -> None:
+        connection = None
+        try:
+            connection = Connection(stream, self._shared)
+            self._connections.add(connection)
+            self._connections_total += 1
+            if self._draining.is_set():
+                connection.drain()
+            await connection.run()
+        except OSError:
+            pass  # gone before it was looked at
+        finally:
+            self._slots.release()
+            if connection is not None:
+                self._connections.discard(connection)
+                self._past = (self._past[0] + connection.wire.bytes_in, self._past[1] + connection.wire.bytes_out)
+            if self._draining.is_set() and not self._connections:
+                self._nobody.set()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await trio.sleep(CLOCK_INTERVAL)
+            now = trio.current_time()
+            for connection in list(self._connections):
+                connection.check(now)

@@ -1,0 +1,266 @@
+"""The socket of a connection: bytes in, plans out.
+
+A plain TCP or Unix socket (`trio.SocketStream`) is taken over from trio's stream: `recv_into` a pooled buffer, `sendmsg`
+for a list of pieces, `sendfile` for parts of files, each tried at once and waited for only when the socket says so. Any
+other stream (TLS, memory) is used through trio's interface, and files are read for it.
+
+With frames of 16 KiB, the usual size, `sendfile` needs two system calls for each, which costs more than it saves: up to
+`GATHER_BELOW` the parts of a plan are read in one go and sent in one go with the frame headers between them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Protocol
+
+import trio
+import trio.lowlevel
+
+from .outbound import FileSpan, Plan
+from .streams import FilePiece
+
+GATHER_BELOW = 64 * 1024
+MAX_PIECES = 512
+"""Pieces given to one sendmsg; Linux takes up to 1,024 (IOV_MAX)."""
+
+_MSG_MORE = getattr(socket, "MSG_MORE", 0)
+_MSG_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+_CAN_SENDFILE = hasattr(os, "sendfile")
+
+
+class Wire(Protocol):
+    """One connection's socket. Lost connections are `OSError` or `trio.BrokenResourceError`."""
+
+    peer: str
+    bytes_in: int
+    bytes_out: int
+    blocked_since: float | None
+    """Since when the peer takes nothing of what is being written."""
+
+    async def receive_into(self, memory: memoryview) -> int:
+        """Receive at least one byte, 0 at the end."""
+        ...
+
+    async def send(self, plan: Plan) -> None:
+        """Write all of a plan. Sets `FilePiece.truncated` where a file turned out to be too short."""
+        ...
+
+    async def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        ...
+
+    def close(self) -> None:
+        """Close at once."""
+        ...
+
+
+class SocketWire:
+    """A socket of the operating system."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.peer = _peer(stream.socket)
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.blocked_since: float | None = None
+        self._socket = socket.socket(fileno=stream.socket.detach())
+        self._socket.setblocking(False)
+        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._scratch: memoryview | None = None
+
+    async def receive_into(self, memory: memoryview) -> int:
+        while True:
+            try:
+                count = self._socket.recv_into(memory)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._socket)
+            else:
+                self.bytes_in += count
+                return count
+
+    def try_receive_into(self, memory: memoryview) -> int | None:
+        """What has arrived already, None when nothing has."""
+        try:
+            count = self._socket.recv_into(memory)
+        except BlockingIOError:
+            return None
+        self.bytes_in += count
+        return count
+
+    async def wait_readable(self) -> None:
+        """Wait until something has arrived."""
+        await trio.lowlevel.wait_readable(self._socket)
+
+    async def send(self, plan: Plan) -> None:
+        if not plan.has_files:
+            await self._send_pieces(plan.items, 0)  # type: ignore[arg-type]
+            return
+        pieces: list[bytes | memoryview] = []
+        spans: list[FileSpan] = []
+        for item in plan.items:
+            if not isinstance(item, FileSpan):
+                pieces.append(item)
+            elif item.length <= GATHER_BELOW or not _CAN_SENDFILE:
+                pieces.append(self._read(item))
+            else:
+                await self._send_pieces(pieces, _MSG_MORE)
+                pieces = []
+                await self._send_span(item)
+        del spans
+        await self._send_pieces(pieces, 0)
+
+    def _read(self, span: FileSpan) -> bytes:
+        return read_span(span)
+
+    async def _send_pieces(self, pieces: list[bytes | memoryview], flags: int) -> None:
+        sock = self._socket
+        flags |= _MSG_NOSIGNAL
+        start = 0
+        count = len(pieces)
+        while start < count:
+            try:
+                if count - start == 1:
+                    sent = sock.send(pieces[start], flags)
+                else:
+                    sent = sock.sendmsg(pieces[start : start + MAX_PIECES] if start or count > MAX_PIECES else pieces, (), flags)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            self.bytes_out += sent
+            self.blocked_since = None
+            while start < count and sent >= len(pieces[start]):
+                sent -= len(pieces[start])
+                start += 1
+            if sent:
+                pieces[start] = memoryview(pieces[start])[sent:]
+
+    async def _send_span(self, span: FileSpan) -> None:
+        out = self._socket.fileno()
+        piece = span.piece
+        offset = span.offset
+        end = offset + span.length
+        while offset < end:
+            if piece.truncated:
+                await self._send_pieces([bytes(min(end - offset, 65536))], 0)
+                offset += min(end - offset, 65536)
+                continue
+            try:
+                sent = os.sendfile(out, piece.fd, offset, end - offset)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            if sent == 0:
+                piece.truncated = True
+            else:
+                self.blocked_since = None
+                self.bytes_out += sent
+                offset += sent
+
+    async def _wait_writable(self) -> None:
+        if self.blocked_since is None:
+            self.blocked_since = trio.current_time()
+        await trio.lowlevel.wait_writable(self._socket)
+
+    async def finish(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+class StreamWire:
+    """Any other stream of trio's."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.peer = _peer_of_stream(stream)
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.blocked_since: float | None = None
+        self._stream = stream
+
+    async def receive_into(self, memory: memoryview) -> int:
+        data = await self._stream.receive_some(len(memory))
+        count = len(data)
+        memory[:count] = data
+        self.bytes_in += count
+        return count
+
+    async def send(self, plan: Plan) -> None:
+        pieces = [read_span(item) if isinstance(item, FileSpan) else item for item in plan.items]
+        data = b"".join(pieces)
+        self.blocked_since = trio.current_time()
+        await self._stream.send_all(data)
+        self.blocked_since = None
+        self.bytes_out += len(data)
+
+    async def finish(self) -> None:
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await self._stream.send_eof()
+
+    def close(self) -> None:
+        # Trio's streams close without waiting when they are told not to wait for the peer; what is left is the object.
+        pass
+
+    async def aclose(self) -> None:
+        """Close without waiting for the peer."""
+        await trio.aclose_forcefully(self._stream)
+
+
+def read_span(span: FileSpan) -> bytes:
+    """A part of a file as bytes; zeros for what the file lacks, as the frame around it has been promised."""
+    piece = span.piece
+    data = b"" if piece.truncated else os.pread(piece.fd, span.length, span.offset)
+    while len(data) < span.length:
+        more = b"" if piece.truncated else os.pread(piece.fd, span.length - len(data), span.offset + len(data))
+        if not more:
+            piece.truncated = True
+            more = bytes(span.length - len(data))
+        data += more
+    return data
+
+
+def wire_for(stream: trio.abc.Stream) -> SocketWire | StreamWire:
+    """The quickest way to use this stream."""
+    return SocketWire(stream) if type(stream) is trio.SocketStream else StreamWire(stream)
+
+
+def prefetch(piece_fd: int, offset: int, length: int) -> None:
+    """Read a part of a file so that its pages are in memory; for a worker thread."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(piece_fd, offset, 4 * length, os.POSIX_FADV_WILLNEED)
+    memory = [bytearray(min(length, 1 << 20))]
+    end = offset + length
+    while offset < end:
+        count = os.preadv(piece_fd, memory, offset)
+        if count <= 0:
+            return
+        offset += count
+
+
+def _peer(sock: trio.socket.SocketType) -> str:
+    if sock.family == socket.AF_INET:
+        host, port = sock.getpeername()
+        return f"{host}:{port}"
+    if sock.family == socket.AF_INET6:
+        host, port, *_ = sock.getpeername()
+        return f"[{host}]:{port}"
+    return "unix" if sock.family == getattr(socket, "AF_UNIX", None) else ""
+
+
+def _peer_of_stream(stream: trio.abc.Stream) -> str:
+    transport = getattr(stream, "transport_stream", None)
+    if isinstance(transport, trio.SocketStream):
+        try:
+            return _peer(transport.socket)
+        except OSError:
+            return ""
+    return ""
+
+
+__all__ = ["FilePiece", "SocketWire", "StreamWire", "Wire", "prefetch", "read_span", "wire_for"]
