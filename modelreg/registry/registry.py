@@ -1,0 +1,336 @@
+"""The registry: what the calls do, in the domain's terms."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from weakref import WeakValueDictionary
+
+import attrs
+import trio
+
+from modelreg.errors import ModelregError, NotFound, Unavailable
+from modelreg.registry.index import VersionIndex
+from modelreg.registry.model import Model, no_model
+from modelreg.registry.numbers import VersionNumbers
+from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo, check_model_id
+from modelreg.registry.transfer import Upload, VersionReader, open_blob
+from modelreg.storage.archive import Archive, Incoming
+from modelreg.storage.transient import TransientIncoming, TransientStore
+
+# How long writing back the number ceilings may take when the registry closes, in seconds.
+CLOSING_SECONDS = 10
+
+TransientKey = tuple[str, int]
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """The registry at one moment."""
+
+    models: int
+    # Available ones, stored and transient.
+    versions: int
+    # On disk, each content once.
+    stored_bytes: int
+    # In memory.
+    transient_bytes: int
+    # Running watches.
+    watchers: int
+    # How often stored data was found damaged since the start.
+    damage_found: int
+
+
+class Registry:
+    """Models and their versions; made by :func:`open_registry` only.
+
+    Every method raises InvalidArgument for what isn't a model id, NotFound for a model or version that isn't there, and, where it writes,
+    ResourceExhausted, StorageFailed or Unavailable as :class:`~modelreg.storage.threads.Threads` does.
+    """
+
+    def __init__(
+        self, archive: Archive, *, cache_max_items: int, cache_max_bytes: int, clock: Callable[[], int]
+    ) -> None:
+        self._archive = archive
+        self._clock = clock
+        self._stopping = False
+        self._watchers = 0
+        self._transient: TransientStore[TransientKey] = TransientStore(
+            archive, max_items=cache_max_items, max_bytes=cache_max_bytes, evicted=self._forget_evicted
+        )
+        self._models: dict[str, Model] = {}
+        for found in archive.found:
+            self._models[found.record.model_id] = Model(
+                ModelInfo(model_id=found.record.model_id, user_data=found.record.user_data),
+                VersionIndex(map(VersionInfo.from_record, found.versions)),
+                VersionNumbers(found.highest_number, found.record.number_ceiling),
+            )
+        self._model_ids = sorted(self._models)
+        # Held while a model is created, changed or deleted.
+        self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    # Models
+
+    async def create_or_update_model(self, model_id: str, user_data: Mapping[str, str]) -> None:
+        """Create a model, or replace the user data of one."""
+        check_model_id(model_id)
+        info = ModelInfo(model_id=model_id, user_data=dict(user_data))
+        async with self._lock(model_id):
+            model = self._models.get(model_id)
+            if model is None:
+                model = Model(info, VersionIndex(), VersionNumbers(0, 0))
+                await self._archive.write_model(model.to_record(0))
+                self._models[model_id] = model
+                insort(self._model_ids, model_id)
+            elif model.info != info:
+                async with model.record:
+                    await self._archive.write_model(
+                        attrs.evolve(model.to_record(model.numbers.ceiling), user_data=info.user_data)
+                    )
+                    model.info = info
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete a model with its versions; whoever reads one still can, whoever follows it is told."""
+        async with self._lock(model_id):
+            model = self._model(model_id)
+            with trio.CancelScope(shield=True):  # half a deletion is none
+                await self._delete(model)
+
+    async def _delete(self, model: Model) -> None:
+        model_id = model.info.model_id
+        model.deleted = True
+        await model.wait_idle()
+        try:
+            async with model.record:
+                await self._archive.delete_model(model_id)
+        except ModelregError:
+            model.deleted = False
+            raise
+        del self._models[model_id]
+        del self._model_ids[bisect_left(self._model_ids, model_id)]
+        for version in model.versions:
+            if version.stored:
+                self._archive.blobs.release(version.digest, version.size)
+            else:
+                self._transient.remove((model_id, version.number))
+        model.changed.ring()
+        await self._archive.blobs.collect()
+
+    def models(self, *, offset: int = 0, count: int | None = None) -> list[ModelInfo]:
+        """Models from the *offset*-th on, *count* at most, by id."""
+        end = None if count is None else offset + count
+        return [self._models[model_id].info for model_id in self._model_ids[offset:end]]
+
+    def model(self, model_id: str) -> ModelInfo:
+        """A model."""
+        return self._model(model_id).info
+
+    # Versions
+
+    def versions(self, model_id: str, *, first: int = 0, count: int | None = None) -> list[VersionInfo]:
+        """A model's available versions from number *first* on, *count* at most, by number."""
+        return self._model(model_id).versions.page(first, count)
+
+    def version(self, model_id: str, number: int) -> VersionInfo:
+        """Version *number* of a model; if that's negative, the n-th to last of those available now."""
+        return self._version(self._model(model_id), number)
+
+    @asynccontextmanager
+    async def upload(self, header: UploadHeader) -> AsyncIterator[Upload]:
+        """A new version, to be written and committed within the context. Nothing is left of one that isn't committed."""
+        model = self._model(header.model_id)
+        if header.stored:
+            async with self._archive.incoming(header.size) as storing:
+                yield Upload(header, storing, lambda: self._commit_stored(model, header, storing))
+        else:
+            async with self._transient.incoming(header.size) as caching:
+                yield Upload(header, caching, lambda: self._commit_transient(model, header, caching))
+
+    @asynccontextmanager
+    async def read(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
+        """The content of a version, whole for as long as the context lasts, whatever happens to the version meanwhile.
+
+        Raises:
+            DataLoss: the content is damaged or missing.
+        """
+        version = self._version(self._model(model_id), number)
+        blobs = self._archive.blobs
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(blobs.collect)
+            if not version.stored:
+                content = self._transient.use((model_id, version.number))
+                stack.callback(self._transient.release, content)
+                if content.data is not None or content.fd is not None:
+                    yield VersionReader(version, data=content.data, fd=content.fd)
+                    return
+            blobs.retain(version.digest, version.size)
+            stack.callback(blobs.release, version.digest, version.size)
+            yield await open_blob(version, self._archive, stack)
+
+    async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+        """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become available.
+
+        Raises:
+            NotFound: the model isn't there, or is deleted meanwhile.
+            Unavailable: the registry stops.
+        """
+        model = self._model(model_id)
+        version = model.versions.newest
+        seen = 0
+        self._watchers += 1
+        try:
+            while True:
+                if self._stopping:
+                    raise Unavailable("the registry is stopping")
+                if model is not self._models.get(model_id):
+                    raise no_model(model_id)
+                if version is not None:
+                    seen = version.number
+                    yield version
+                else:
+                    await model.changed.wait()
+                version = model.versions.after(seen)
+        finally:
+            self._watchers -= 1
+
+    def stop_watches(self) -> None:
+        """End every watch, now and from now on, as the registry is about to close."""
+        self._stopping = True
+        for model in self._models.values():
+            model.changed.ring()
+
+    def statistics(self) -> Statistics:
+        """A snapshot."""
+        return Statistics(
+            models=len(self._models),
+            versions=sum(len(model.versions) for model in self._models.values()),
+            stored_bytes=self._archive.blobs.bytes,
+            transient_bytes=self._transient.in_memory,
+            watchers=self._watchers,
+            damage_found=self._archive.blobs.damage_found,
+        )
+
+    # Commits
+
+    async def _commit_stored(self, model: Model, header: UploadHeader, incoming: Incoming) -> VersionInfo:
+        blobs, digest = self._archive.blobs, incoming.digest
+        with (
+            trio.CancelScope(shield=True),
+            model.commit(),
+        ):  # as long as the disk takes: the result is a version, or none
+            await blobs.retain_for_commit(digest, header.size)
+            committed = False
+            try:
+                await self._archive.install_large(incoming)
+                number = model.numbers.take()
+                try:
+                    version = self._describe(header, number, digest)
+                    await self._archive.store_version(version.to_record(), incoming)
+                    await model.numbers.turn(number)
+                    self._make_available(model, version)
+                    committed = True
+                finally:
+                    model.numbers.settle(number, given=committed)
+            finally:
+                if not committed:
+                    blobs.release(digest, header.size)
+                    await blobs.collect()
+        return version
+
+    async def _commit_transient(
+        self, model: Model, header: UploadHeader, incoming: TransientIncoming[TransientKey]
+    ) -> VersionInfo:
+        with trio.CancelScope(shield=True), model.commit():  # at most a small write, and those of lower numbers
+            await self._reserve_number(model)
+            number = model.numbers.take()
+            committed = False
+            try:
+                await model.numbers.turn(number)
+                version = self._describe(header, number, incoming.digest)
+                self._transient.put((header.model_id, number), incoming)
+                self._make_available(model, version)
+                committed = True
+            finally:
+                model.numbers.settle(number, given=committed)
+        return version
+
+    async def _reserve_number(self, model: Model) -> None:
+        """Make sure that the next number is one that no crash gives again."""
+        while not model.numbers.reserved:
+            async with model.record:
+                if not model.numbers.reserved:
+                    ceiling = model.numbers.next_ceiling()
+                    await self._archive.write_model(model.to_record(ceiling))
+                    model.numbers.ceiling = ceiling
+
+    def _describe(self, header: UploadHeader, number: int, digest: bytes) -> VersionInfo:
+        return VersionInfo(
+            model_id=header.model_id,
+            number=number,
+            timestamp=self._clock() if header.timestamp is None else header.timestamp,
+            stored=header.stored,
+            digest=digest,
+            size=header.size,
+            user_data=header.user_data,
+        )
+
+    def _make_available(self, model: Model, version: VersionInfo) -> None:
+        newest = model.versions.newest
+        if newest is not None and not newest.stored:
+            self._transient.demote((newest.model_id, newest.number))
+        model.versions.add(version)
+        model.changed.ring()
+
+    def _forget_evicted(self, key: TransientKey) -> None:
+        model_id, number = key
+        self._models[model_id].versions.remove(number)
+
+    # Lookups
+
+    def _model(self, model_id: str) -> Model:
+        check_model_id(model_id)
+        model = self._models.get(model_id)
+        if model is None:
+            raise no_model(model_id)
+        return model
+
+    def _version(self, model: Model, number: int) -> VersionInfo:
+        version = model.versions.find(number)
+        if version is None:
+            named = number if number >= 0 else f"n{number}"
+            msg = f'no version "{named}" for model "{model.info.model_id}" found'
+            raise NotFound(msg)
+        return version
+
+    def _lock(self, model_id: str) -> trio.Lock:
+        return self._locks.setdefault(model_id, trio.Lock())
+
+    async def close(self) -> None:
+        """Write the exact number ceilings back, and drop the transient versions."""
+        self.stop_watches()
+        self._transient.close()
+        for model in self._models.values():
+            if model.numbers.reserved:
+                await self._archive.write_model(model.to_record(model.numbers.highest))
+
+
+@asynccontextmanager
+async def open_registry(
+    archive: Archive, *, cache_max_items: int, cache_max_bytes: int, clock: Callable[[], int] = time.time_ns
+) -> AsyncIterator[Registry]:
+    """The registry of an archive; closed with the context.
+
+    Arguments:
+        archive: where stored versions are.
+        cache_max_items: how many transient versions there are at most.
+        cache_max_bytes: how many bytes of memory they take at most.
+        clock: nanoseconds since the Unix epoch, for versions without a timestamp.
+    """
+    registry = Registry(archive, cache_max_items=cache_max_items, cache_max_bytes=cache_max_bytes, clock=clock)
+    try:
+        yield registry
+    finally:
+        with trio.move_on_after(CLOSING_SECONDS, shield=True), suppress(ModelregError):
+            await registry.close()

@@ -1,0 +1,124 @@
+"""Versions on their way in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+from modelreg.errors import DataLoss, InvalidArgument
+from modelreg.registry.records import UploadHeader, VersionInfo
+from modelreg.storage.archive import Archive
+from modelreg.storage.blobs import Damaged, OpenBlob
+from modelreg.storage.writers import SMALL_BYTES
+
+
+class _Incoming(Protocol):
+    async def write(self, data: memoryview) -> None: ...
+    async def finish(self) -> bytes: ...
+
+
+class Upload:
+    """A version on its way in; made by :meth:`Registry.upload` only."""
+
+    def __init__(self, header: UploadHeader, incoming: _Incoming, commit: Callable[[], Awaitable[VersionInfo]]) -> None:
+        self._header = header
+        self._incoming = incoming
+        self._commit = commit
+        self._received = 0
+
+    async def write(self, data: memoryview) -> None:
+        """Take the next bytes; *data* may be reused when this returns.
+
+        Raises:
+            InvalidArgument: they are more than the header announced.
+        """
+        self._received += len(data)
+        if self._received > self._header.size:
+            msg = f"more data came than the {self._header.size} bytes that data_size announced"
+            raise InvalidArgument(msg)
+        await self._incoming.write(data)
+
+    async def commit(self) -> VersionInfo:
+        """All bytes have come: give the version its number and make it available; a stored one is durable when this returns.
+
+        Raises:
+            InvalidArgument: they are fewer than announced, or have another hash.
+            NotFound: the model has been deleted meanwhile.
+        """
+        if self._received < self._header.size:
+            msg = f"{self._received} bytes of data came, data_size announced {self._header.size}"
+            raise InvalidArgument(msg)
+        digest = await self._incoming.finish()
+        if self._header.digest not in (None, digest):
+            raise InvalidArgument(
+                "the data has another SHA-256 than data_hash announced: it was damaged on its way, or isn't what was hashed"
+            )
+        return await self._commit()
+
+
+class VersionReader:
+    """The content of a version on its way out; made by :meth:`Registry.read` only.
+
+    Attributes:
+        version: which it is.
+        data: all of it; None where it's to be read from *fd*.
+        fd: a file descriptor whose bytes from 0 to ``version.size`` are the content. Before a part of it is given out, its end has to
+            go through :meth:`check`.
+    """
+
+    def __init__(
+        self,
+        version: VersionInfo,
+        *,
+        data: bytes | bytearray | None = None,
+        fd: int | None = None,
+        check: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        self.version = version
+        self.data = data
+        self.fd = fd
+        self._check = check
+
+    async def check(self, end: int) -> None:
+        """Make sure that the bytes up to *end* may be given out. What is damaged shows at the end at the latest.
+
+        Raises:
+            DataLoss: it's damaged.
+        """
+        if self._check is not None:
+            await self._check(end)
+
+
+async def open_blob(version: VersionInfo, archive: Archive, stack: AsyncExitStack) -> VersionReader:
+    """A reader of a stored version's blob, which stays open for as long as *stack* does.
+
+    Raises:
+        DataLoss: the blob is missing or damaged.
+    """
+    try:
+        if version.size <= SMALL_BYTES:
+            return VersionReader(
+                version, data=await archive.threads.file(archive.blobs.read, version.digest, version.size)
+            )
+        blob = await archive.threads.file(archive.blobs.open, version.digest, version.size)
+    except Damaged as damage:
+        raise _damaged(version) from damage
+    stack.callback(blob.close)
+    return VersionReader(
+        version, fd=blob.fd, check=None if blob.sound else lambda end: _check(version, archive, blob, end)
+    )
+
+
+async def _check(version: VersionInfo, archive: Archive, blob: OpenBlob, end: int) -> None:
+    try:
+        await archive.threads.hash(blob.check, end)
+    except Damaged as damage:
+        raise _damaged(version) from damage
+
+
+def _damaged(version: VersionInfo) -> DataLoss:
+    return DataLoss(
+        f'the data of version "{version.number}" of model "{version.model_id}" is damaged or missing in the archive: '
+        "storing the same content again heals it"
+    )

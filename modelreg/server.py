@@ -1,0 +1,154 @@
+"""Puts the registry together, and takes it down again in order.
+
+Up: log, archive (lock, sweep, read), registry, services, and last the port, so that whoever can connect is served. Down, on SIGTERM or
+SIGINT: health says NOT_SERVING, watches end, nothing new is accepted, running calls may finish for a while, number
+ceilings are written back, the lock goes. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import signal
+import socket
+from contextlib import suppress
+
+import trio
+
+from modelreg.errors import AddressUnavailable, ArchiveUncertain
+from modelreg.log import Logger, open_log
+from modelreg.registry.registry import open_registry
+from modelreg.services import STREAMED, Readiness, build_services
+from modelreg.settings import Settings
+from modelreg.storage.archive import open_archive
+from modelreg.transport import Server
+
+# How long calls that run when the server is told to stop may go on, in seconds.
+DRAIN_SECONDS = 10.0
+
+# The same, where the archive has failed and nothing can be stored any more.
+FAILED_DRAIN_SECONDS = 1.0
+
+
+async def run(settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+    """Serve until a signal says to stop. Raises what :func:`serve` raises; for the main thread only."""
+    stop = trio.Event()
+    with open_log(settings) as logger, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey, signals, stop, nursery.cancel_scope, logger)
+            await serve(settings, logger, stop=stop, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+
+async def _obey(signals: object, stop: trio.Event, scope: trio.CancelScope, logger: Logger) -> None:
+    async for number in signals:  # type: ignore[attr-defined]
+        name = signal.Signals(number).name
+        if stop.is_set():
+            logger.warning("stopping at once", signal=name)
+            scope.cancel()
+            return
+        logger.info("stopping", signal=name, seconds=DRAIN_SECONDS)
+        stop.set()
+
+
+async def serve(
+    settings: Settings,
+    logger: Logger,
+    *,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until *stop* is set. Several may run in one process, each on its own directory.
+
+    *task_status* is told the port when calls can come.
+
+    Raises:
+        StartupError: the archive directory or the address can't be used, or the archive failed meanwhile; see its kinds.
+    """
+    _allow_many_files()
+    for caution in settings.cautions:
+        logger.warning(caution)
+    readiness = Readiness()
+    async with (
+        open_archive(settings.archive_dir, logger) as archive,
+        open_registry(
+            archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
+        ) as registry,
+    ):
+        services = build_services(
+            registry,
+            readiness,
+            reflection=settings.grpc_reflection,
+            max_data_chunk_bytes=settings.max_data_chunk_bytes,
+        )
+        transport = Server(services, streamed=STREAMED, logger=logger)
+        listeners = await _listen(settings.host, settings.port)
+        port = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(transport.serve, listeners)
+            readiness.start()
+            statistics = registry.statistics()
+            logger.info(
+                "serving",
+                host=settings.host,
+                port=port,
+                archive_dir=str(settings.archive_dir),
+                models=statistics.models,
+                versions=statistics.versions,
+            )
+            task_status.started(port)
+            await _wait_for_either(stop, archive.threads.failed)
+            readiness.stop()
+            registry.stop_watches()
+            transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)
+    if archive.threads.failed.is_set():
+        raise ArchiveUncertain(
+            f"stopped, as what is on disk in {str(settings.archive_dir)!r} isn't known any more: look at the disk, then start again"
+        )
+    logger.info("stopped")
+
+
+async def _wait_for_either(first: trio.Event, second: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait, first)
+        nursery.start_soon(wait, second)
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    """Listen on every address of a host; port 0 chooses one, the same for all of them.
+
+    Raises:
+        AddressUnavailable: none of this machine's, or the port is taken.
+    """
+    listeners: list[trio.SocketListener] = []
+    try:
+        for family, _, _, _, address in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if family in (socket.AF_INET, socket.AF_INET6):
+                listeners += await trio.open_tcp_listeners(port, host=str(address[0]))
+                port = listeners[0].socket.getsockname()[1]
+    except OSError as error:
+        for listener in listeners:
+            with suppress(OSError):
+                await listener.aclose()
+        raise AddressUnavailable(_why_not(host, port, error)) from error
+    return listeners
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: stop what listens there, or choose another --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} of {host} is reserved for the system: choose a --port from 1024 on"
+    return f"can't listen on {host}: {error.strerror or error}: choose another --host"
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: connections and large transient versions take one each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

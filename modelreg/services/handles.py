@@ -1,0 +1,58 @@
+"""Page handles: where the next page of a list starts.
+
+They're opaque to clients, but some values are documented: after models, the offset reached; after versions, the last number
+returned + 1, or the handle given where none was returned (``"0"`` for none given). A handle is never empty, as existing clients go on until a
+page is short, and an empty handle would send them back to the first.
+
+A page of versions asked for by number needs its place in the request. Where numbers are positive and each is asked for once, the documented
+value tells it; else, in a request for a page, ``@`` and the place are added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from modelreg.errors import InvalidArgument
+from modelreg.registry.records import VersionInfo
+
+# Digits; far beyond any number there is.
+LONGEST = 40
+
+
+def parse(handle: str, field: str) -> int:
+    """A handle that's a plain number; an empty one is 0. Raises InvalidArgument."""
+    if not handle:
+        return 0
+    if not (handle.isascii() and handle.isdecimal() and len(handle) <= LONGEST):
+        _refuse(handle, field)
+    return int(handle)
+
+
+def after_versions(page: Sequence[VersionInfo], handle: str) -> str:
+    """The handle after a page of versions."""
+    return str(page[-1].number + 1) if page else handle or "0"
+
+
+def place_among(numbers: Sequence[int], handle: str) -> int:
+    """Where a page of the versions with these numbers starts. Raises InvalidArgument."""
+    before, at, place = handle.partition("@")
+    if at:
+        return parse(place, "version_handle")
+    last = parse(before, "version_handle") - 1
+    if last < 1:
+        return 0
+    if last not in numbers:
+        _refuse(handle, "version_handle")
+    return numbers.index(last) + 1
+
+
+def after_numbers(page: Sequence[VersionInfo], asked: Sequence[int], place: int, handle: str) -> str:
+    """The handle after a page, up to *place*, of the versions asked for by these numbers, of which some may be negative."""
+    ambiguous = min(asked) < 0 or len(set(asked)) < len(asked)
+    return f"{page[-1].number + 1}@{place}" if page and ambiguous else after_versions(page, handle)
+
+
+def _refuse(handle: str, field: str) -> NoReturn:
+    msg = f"{field} {handle[:40]!r} isn't one that this list gave out: begin with an empty one"
+    raise InvalidArgument(msg)

@@ -1,0 +1,68 @@
+"""grpc.health.v1.Health, and the one place that knows whether the server is ready.
+
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+
+from modelreg.api import health_pb2 as api
+from modelreg.api.health_grpc import HealthServicer as HealthServicerBase
+from modelreg.errors import NotFound, Unavailable
+from modelreg.registry.watch import Bell
+
+Response = api.HealthCheckResponse
+
+
+class Readiness:
+    """Whether calls can be answered: not before the index is loaded, and not from the first moment of shutdown on."""
+
+    def __init__(self) -> None:
+        self.serving = False
+        self.stopping = False
+        self.changed = Bell()
+
+    def start(self) -> None:
+        self.serving = True
+        self.changed.ring()
+
+    def stop(self) -> None:
+        self.serving = False
+        self.stopping = True
+        self.changed.ring()
+
+    def check(self) -> None:
+        """Raise Unavailable unless calls can be answered."""
+        if not self.serving:
+            raise Unavailable("the registry is stopping" if self.stopping else "the registry is starting")
+
+
+class HealthServicer(HealthServicerBase):
+    """The health of the server, under the empty name, and of the named services, which is the same."""
+
+    def __init__(self, readiness: Readiness, services: Collection[str]) -> None:
+        self._readiness = readiness
+        self._known = ("", *services)
+
+    async def Check(self, message: api.HealthCheckRequest) -> Response:
+        if message.service not in self._known:
+            msg = f"no service {message.service!r} is served here"
+            raise NotFound(msg)
+        return self._response()
+
+    async def List(self, message: api.HealthListRequest) -> api.HealthListResponse:
+        return api.HealthListResponse(statuses={name: self._response() for name in self._known})
+
+    async def Watch(self, message: api.HealthCheckRequest) -> AsyncGenerator[Response, None]:  # type: ignore[override]  # purerpc's stubs have no streams
+        if message.service not in self._known:
+            yield Response(status=Response.SERVICE_UNKNOWN)
+        while True:
+            if message.service in self._known:
+                yield self._response()
+            if self._readiness.stopping:
+                raise Unavailable("the registry is stopping")
+            await self._readiness.changed.wait()
+
+    def _response(self) -> Response:
+        return Response(status=Response.SERVING if self._readiness.serving else Response.NOT_SERVING)

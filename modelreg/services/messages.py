@@ -1,0 +1,52 @@
+"""The domain's records to and from protobuf."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from modelreg.api import model_registry_pb2 as api
+from modelreg.errors import InvalidArgument
+from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
+
+DIGEST_BYTES = 32
+
+
+def model_message(model: ModelInfo) -> api.ModelInfo:
+    return api.ModelInfo(model_id=model.model_id, user_data=model.user_data)
+
+
+def version_message(version: VersionInfo) -> api.ModelVersionInfo:
+    return api.ModelVersionInfo(
+        model_id=version.model_id,
+        version_number=version.number,
+        creation_timestamp=version.timestamp,
+        archived=version.stored,
+        data_hash=base64.b64encode(version.digest).decode(),
+        data_size=version.size,
+        user_data=version.user_data,
+    )
+
+
+def upload_header(message: api.ModelVersionInfo) -> UploadHeader:
+    """What an upload's header says. Raises InvalidArgument where its hash can't be one."""
+    return UploadHeader(
+        model_id=message.model_id,
+        stored=message.archived,
+        size=message.data_size,
+        digest=_digest(message.data_hash),
+        timestamp=message.creation_timestamp or None,
+        user_data=dict(message.user_data),
+    )
+
+
+def _digest(data_hash: str) -> bytes | None:
+    if not data_hash:
+        return None
+    try:
+        digest = base64.b64decode(data_hash, validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != DIGEST_BYTES:
+        raise InvalidArgument("data_hash isn't a SHA-256 in base64 (44 characters): leave it out, or send one")
+    return digest

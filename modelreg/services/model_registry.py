@@ -1,0 +1,149 @@
+"""cogmentAPI.ModelRegistrySP: what existing clients call."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from modelreg import __version__
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as api
+from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
+from modelreg.errors import InvalidArgument
+from modelreg.registry.registry import Registry
+from modelreg.services import handles
+from modelreg.services.messages import model_message, upload_header, version_message
+from modelreg.services.upload_body import Item
+from modelreg.transport import FileMessage
+
+# The release of the interface that this is.
+COGMENT_API_VERSION = "2.22.0"
+
+# The highest that Status says of a machine that can be used; 255 is "can serve nobody".
+HIGHEST_LOAD = 254
+
+ReplyChunk = api.RetrieveVersionDataReplyChunk
+
+
+class ModelRegistryServicer(ModelRegistrySPServicer):
+    """The calls, each made of one of the registry's.
+
+    Arguments:
+        registry: what they are about.
+        max_data_chunk_bytes: how much of a version's data goes into one message at most.
+    """
+
+    def __init__(self, registry: Registry, *, max_data_chunk_bytes: int) -> None:
+        self._registry = registry
+        self._max_data_chunk_bytes = max_data_chunk_bytes
+
+    async def CreateOrUpdateModel(self, message: api.CreateOrUpdateModelRequest) -> api.CreateOrUpdateModelReply:
+        await self._registry.create_or_update_model(message.model_info.model_id, message.model_info.user_data)
+        return api.CreateOrUpdateModelReply()
+
+    async def DeleteModel(self, message: api.DeleteModelRequest) -> api.DeleteModelReply:
+        await self._registry.delete_model(message.model_id)
+        return api.DeleteModelReply()
+
+    async def RetrieveModels(self, message: api.RetrieveModelsRequest) -> api.RetrieveModelsReply:
+        offset = handles.parse(message.model_handle, "model_handle")
+        count = message.models_count or None
+        if message.model_ids:
+            end = None if count is None else offset + count
+            page = [self._registry.model(model_id) for model_id in message.model_ids][offset:end]
+        else:
+            page = self._registry.models(offset=offset, count=count)
+        return api.RetrieveModelsReply(model_infos=map(model_message, page), next_model_handle=str(offset + len(page)))
+
+    async def CreateVersion(self, messages: AsyncIterator[Item]) -> api.CreateVersionReply:
+        header = await anext(messages, None)
+        if not isinstance(header, api.CreateVersionRequestChunk) or header.WhichOneof("msg") != "header":
+            raise InvalidArgument("an upload begins with a message that holds a header")
+        async with self._registry.upload(upload_header(header.header.version_info)) as upload:
+            async for item in messages:
+                if isinstance(item, memoryview):
+                    await upload.write(item)
+                elif item.WhichOneof("msg") == "body":
+                    await upload.write(memoryview(item.body.data_chunk))
+                else:
+                    raise InvalidArgument("after the header, every message of an upload holds a body")
+            return api.CreateVersionReply(version_info=version_message(await upload.commit()))
+
+    async def RetrieveVersionInfos(self, message: api.RetrieveVersionInfosRequest) -> api.RetrieveVersionInfosReply:
+        asked, handle = message.version_numbers, message.version_handle
+        count = message.versions_count or None
+        if asked:
+            versions = [self._registry.version(message.model_id, number) for number in asked]
+            start = handles.place_among([version.number for version in versions], handle)
+            page = versions[start : None if count is None else start + count]
+            after = (
+                handles.after_numbers(page, asked, start + len(page), handle)
+                if count
+                else handles.after_versions(page, handle)
+            )
+        else:
+            page = self._registry.versions(message.model_id, first=handles.parse(handle, "version_handle"), count=count)
+            after = handles.after_versions(page, handle)
+        return api.RetrieveVersionInfosReply(version_infos=map(version_message, page), next_version_handle=after)
+
+    async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
+        self, message: api.RetrieveVersionDataRequest
+    ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
+        async with self._registry.read(message.model_id, message.version_number) as reader:
+            size = reader.version.size
+            # An empty version is one empty chunk.
+            for start in range(0, size or 1, self._max_data_chunk_bytes):
+                end = min(start + self._max_data_chunk_bytes, size)
+                if reader.data is not None:
+                    yield ReplyChunk(data_chunk=bytes(memoryview(reader.data)[start:end]))
+                else:
+                    assert reader.fd is not None
+                    await reader.check(end)
+                    yield FileMessage(data_chunk_prefix(end - start), reader.fd, start, end - start)
+
+    async def VersionUpdate(self, message: api.VersionUpdateRequest) -> AsyncGenerator[api.VersionUpdateReply, None]:  # type: ignore[override]  # purerpc's stubs have no streams
+        async with aclosing(self._registry.watch(message.model_id)) as versions:
+            async for version in versions:
+                yield api.VersionUpdateReply(version_info=version_message(version))
+
+    async def Version(self, message: common_pb2.VersionRequest) -> common_pb2.VersionInfo:
+        versions = {
+            "cogment-api": COGMENT_API_VERSION,
+            "grpc": f"purerpc {importlib.metadata.version('purerpc')}",
+            "modelreg": __version__,
+        }
+        return common_pb2.VersionInfo(
+            versions=[common_pb2.VersionInfo.Version(name=name, version=version) for name, version in versions.items()]
+        )
+
+    async def Status(self, message: common_pb2.StatusRequest) -> common_pb2.StatusReply:
+        if not message.names:
+            return common_pb2.StatusReply()
+        statistics = self._registry.statistics()
+        known = {
+            "overall_load": str(overall_load()),
+            "models": str(statistics.models),
+            "versions": str(statistics.versions),
+            "stored_bytes": str(statistics.stored_bytes),
+            "transient_bytes": str(statistics.transient_bytes),
+            "watchers": str(statistics.watchers),
+        }
+        wanted = known if "*" in message.names else known.keys() & set(message.names)
+        return common_pb2.StatusReply(statuses={name: known[name] for name in wanted})
+
+
+def data_chunk_prefix(size: int) -> bytes:
+    """What comes before *size* bytes of data in a RetrieveVersionDataReplyChunk: the field's tag and length."""
+    length = bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return b"\x0a" + bytes(length) + bytes([size])
+
+
+def overall_load() -> int:
+    """The machine's load over the last minute in percent of its cores, 254 at most."""
+    load, _, _ = os.getloadavg()
+    return min(round(load / (os.cpu_count() or 1) * 100), HIGHEST_LOAD)

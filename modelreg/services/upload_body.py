@@ -1,0 +1,114 @@
+"""Takes CreateVersion's messages apart while they arrive, so that none is ever assembled. No I/O.
+
+A chunk of data is, on the wire::
+
+    0x12  length of Body  |  0x0a  length of data_chunk  |  data_chunk
+    (CreateVersionRequestChunk.body)   (Body.data_chunk)
+
+After these two tags and lengths every byte is data, handed on as it comes. A message of any other form (a header; no data; fields twice,
+unknown or in another order) is collected and parsed by protobuf. Both ways give the same on every valid encoding.
+
+Encoding: https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+from purerpc.grpclib.status import StatusCode
+
+from modelreg.api.model_registry_pb2 import CreateVersionRequestChunk
+from modelreg.services.statuses import failure
+from modelreg.transport import DecodeError
+
+BODY_TAG = 0x12
+DATA_CHUNK_TAG = 0x0A
+
+# Two tags and two lengths of at most five bytes each; longer ones are valid, and parsed by protobuf.
+LONGEST_PREFIX = 12
+
+# For a message that has to be collected: what a unary call may have, too.
+LONGEST_COLLECTED = 4 << 20
+
+Item = CreateVersionRequestChunk | memoryview
+
+
+class _Form(enum.Enum):
+    UNDECIDED = enum.auto()
+    # A chunk of data as drawn above, past its prefix.
+    DATA = enum.auto()
+    OTHER = enum.auto()
+
+
+class ChunkDecoder:
+    """A message decoder for the transport. Its items are views of data, and whole messages of any other form."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._form = _Form.UNDECIDED
+        self._collected = bytearray()
+
+    def begin(self, length: int) -> None:
+        self._length = length
+        self._form = _Form.UNDECIDED
+        self._collected.clear()
+
+    def feed(self, data: memoryview) -> Iterable[Item]:
+        if self._form is _Form.DATA:
+            return (data,)
+        if self._form is _Form.UNDECIDED:
+            seen = len(self._collected)
+            start = data_start(bytes(self._collected) + data[: LONGEST_PREFIX - seen], self._length)
+            if start:
+                self._form = _Form.DATA
+                return (data[start - seen :],)
+            if start is not None:
+                self._form = _Form.OTHER
+        if len(self._collected) + len(data) > LONGEST_COLLECTED:
+            msg = f"a compressed message, or one with more in it than data, is limited to {LONGEST_COLLECTED} bytes: send smaller ones"
+            raise failure(StatusCode.RESOURCE_EXHAUSTED, msg)
+        self._collected += data
+        return ()
+
+    def end(self) -> Iterable[Item]:
+        if self._form is _Form.DATA:
+            return ()
+        try:
+            return (CreateVersionRequestChunk.FromString(bytes(self._collected)),)
+        except ProtobufDecodeError:
+            raise DecodeError("the bytes are no valid CreateVersionRequestChunk") from None
+
+
+def data_start(head: bytes, length: int) -> int | None:
+    """Where the data starts in a message of *length* bytes that begins with *head*.
+
+    0 where it's a message of another form, or its length isn't known (-1); None where *head* is too short to tell.
+    """
+    position = 0
+    for tag in (BODY_TAG, DATA_CHUNK_TAG):
+        if position >= len(head):
+            return None if position < length else 0
+        if head[position] != tag:
+            return 0
+        size, position = _read_varint(head, position + 1)
+        if position < 0:
+            return None if len(head) < min(LONGEST_PREFIX, length) else 0
+        if position + size != length:
+            return 0
+    return position
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """A base 128 varint of at most five bytes, and the position after it; -1 for one that's longer or cut short."""
+    value = 0
+    for shift in range(0, 35, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    return 0, -1

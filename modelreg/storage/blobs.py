@@ -1,0 +1,253 @@
+"""Content-addressed blobs: each content lies once, under its SHA-256, for as long as anybody refers to it.
+
+**References.** A stored version, a transient version of the same content, a reader and a commit each hold one. The blob goes
+when the last one does. A commit that comes while the blob is on its way out waits, and then stores it again.
+
+**Trust.** What this process wrote or has read through since it started is known to be sound, for as long as the file's inode,
+size and change time stay as they were. Everything else is hashed again while it's read, in a thread, and the last piece is
+only given out when the hash is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+import structlog
+import trio
+
+from modelreg.storage import durable
+from modelreg.storage.layout import Layout
+from modelreg.storage.threads import Threads
+
+READ_BYTES = 1 << 20
+
+
+class Damaged(Exception):
+    """A blob isn't what its name says; the text says what's wrong with it."""
+
+
+@attrs.frozen
+class Fingerprint:
+    """What changes when a file's bytes do: nobody can set a change time (``st_ctim`` in inode(7))."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Fingerprint:
+        return cls(status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+class BlobStore:
+    """The blobs of one archive.
+
+    Attributes:
+        bytes: the size of all blobs that are referred to.
+        damage_found: how often damage was met since the start.
+    """
+
+    def __init__(self, layout: Layout, threads: Threads, logger: structlog.typing.FilteringBoundLogger) -> None:
+        self._layout = layout
+        self._threads = threads
+        self._logger = logger
+        self._references: dict[bytes, int] = {}
+        self._sound: dict[bytes, Fingerprint] = {}
+        self._leaving: dict[bytes, trio.Event] = {}
+        self._unreferenced: set[bytes] = set()
+        self.bytes = 0
+        self.damage_found = 0
+
+    def is_sound(self, digest: bytes) -> bool:
+        """Whether a blob is referred to, and was sound when it was last looked at."""
+        return digest in self._references and digest in self._sound
+
+    # References. A digest that isn't referred to has no entry, so that "is it stored?" is "does it have one?".
+
+    def retain(self, digest: bytes, size: int) -> None:
+        """Add a reference to a blob that has one already, or, at boot, its first."""
+        references = self._references.get(digest, 0)
+        self._references[digest] = references + 1
+        if not references:
+            self.bytes += size
+
+    async def retain_for_commit(self, digest: bytes, size: int) -> None:
+        """Add a reference for somebody who is about to install the blob; one that's on its way out is gone when this returns."""
+        while digest in self._leaving:
+            await self._leaving[digest].wait()
+        self.retain(digest, size)
+
+    def release(self, digest: bytes, size: int) -> None:
+        """Take a reference away. After the last one, :meth:`collect` deletes the blob."""
+        self._references[digest] -= 1
+        if not self._references[digest]:
+            del self._references[digest]
+            self._unreferenced.add(digest)
+            self.bytes -= size
+
+    async def collect(self) -> None:
+        """Delete the blobs that nobody refers to any more."""
+        gone = {
+            digest for digest in self._unreferenced if digest not in self._references and digest not in self._leaving
+        }
+        self._unreferenced.clear()
+        if not gone:
+            return
+        for digest in gone:
+            self._leaving[digest] = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):  # a few unlinks
+                await self._threads.file(self._unlink, gone)
+        finally:
+            for digest in gone:
+                self._sound.pop(digest, None)
+                self._leaving.pop(digest).set()
+
+    def _unlink(self, digests: Iterable[bytes]) -> None:
+        # Not synced: a blob that a power cut brings back is one that nothing refers to.
+        for digest in digests:
+            durable.unlink_if_there(self._layout.blob(digest))
+
+    # What follows blocks: it's for a thread.
+
+    def install(self, temporary: Path, digest: bytes, size: int) -> None:
+        """Give a sealed temporary file, known to hold this content, its name. Content that's there already isn't stored twice, but
+        made durable, as its first writer may not have come to that; damaged content goes to quarantine and is replaced.
+
+        Raises:
+            OSError, durable.DirectorySyncError: see there. The temporary file may be left.
+        """
+        final = self._layout.blob(digest)
+        try:
+            durable.publish(temporary, final)
+        except FileNotFoundError:  # somebody has tidied an empty directory away
+            durable.make_directory(final.parent)
+            durable.publish(temporary, final)
+        except FileExistsError:
+            if self._damage(digest, size) is None:
+                durable.sync_file(final)
+                durable.sync_directory(final.parent)
+                temporary.unlink()
+                return
+            durable.move_away(final, self._layout.quarantine_place(final.name))
+            durable.publish(temporary, final)
+        self._sound[digest] = Fingerprint.of(final.stat())
+
+    def install_bytes(self, content: bytes | bytearray, digest: bytes) -> None:
+        """Write small content, known to have this digest, durably under its name.
+
+        Raises:
+            OSError, durable.DirectorySyncError: see there. Nothing is left of it.
+        """
+        temporary = durable.write_sealed(self._layout.tmp, content, durable.CONTENT_MODE)
+        try:
+            self.install(temporary, digest, len(content))
+        except OSError:
+            durable.unlink_if_there(temporary)
+            raise
+
+    def _damage(self, digest: bytes, size: int) -> Damaged | None:
+        try:
+            with contextlib.closing(self.open(digest, size)) as blob:
+                blob.check(size)
+        except Damaged as damage:
+            return damage
+        return None
+
+    def open(self, digest: bytes, size: int) -> OpenBlob:
+        """Open a blob.
+
+        Raises:
+            Damaged: it's missing, or its size is another one.
+            OSError: it could not be opened.
+        """
+        try:
+            fd = os.open(self._layout.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ELOOP}:
+                raise
+            raise self.report_damage(digest, "it is missing") from None
+        fingerprint = Fingerprint.of(os.fstat(fd))
+        if fingerprint.size != size:
+            os.close(fd)
+            raise self.report_damage(digest, f"it has {fingerprint.size} bytes in place of {size}")
+        return OpenBlob(self, fd, digest, fingerprint, sound=self._sound.get(digest) == fingerprint)
+
+    def read(self, digest: bytes, size: int) -> bytes:
+        """All of a blob, checked. Raises what :meth:`open` raises, and what :meth:`OpenBlob.check` does."""
+        with contextlib.closing(self.open(digest, size)) as blob:
+            return blob.read()
+
+    def trust(self, digest: bytes, fingerprint: Fingerprint) -> None:
+        """A blob has been read through while it had this fingerprint, and is sound."""
+        self._sound[digest] = fingerprint
+
+    def report_damage(self, digest: bytes, reason: str) -> Damaged:
+        """A blob is damaged: count it, say it in the log, and make the exception to raise."""
+        self._sound.pop(digest, None)
+        self.damage_found += 1
+        self._logger.error("a blob is damaged", sha256=digest.hex(), reason=reason)
+        return Damaged(reason)
+
+
+class OpenBlob:
+    """A blob that's being read; made by :meth:`BlobStore.open` only."""
+
+    def __init__(self, store: BlobStore, fd: int, digest: bytes, fingerprint: Fingerprint, *, sound: bool) -> None:
+        self.fd = fd
+        self.size = fingerprint.size
+        self.sound = sound
+        self._store = store
+        self._digest = digest
+        self._fingerprint = fingerprint
+        self._hash = hashlib.sha256()
+        self._checked = 0
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def check(self, end: int) -> None:
+        """Hash on, up to *end*; at the blob's end its hash has to be right. A sound blob isn't hashed. This blocks.
+
+        Raises:
+            Damaged: it isn't right.
+            OSError: it could not be read.
+        """
+        if self.sound:
+            return
+        for _ in self._read_on(end):
+            pass
+        if self._checked == self.size:
+            self._conclude()
+
+    def read(self) -> bytes:
+        """All of it, checked. This blocks. Raises what :meth:`check` raises."""
+        content = b"".join(self._read_on(self.size))
+        self._conclude()
+        return content
+
+    def _read_on(self, end: int) -> Iterator[bytes]:
+        while self._checked < end:
+            try:
+                piece = os.pread(self.fd, min(READ_BYTES, end - self._checked), self._checked)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise self._store.report_damage(self._digest, "it can't be read") from error
+            if not piece:
+                raise self._store.report_damage(self._digest, f"it ends after {self._checked} bytes of {self.size}")
+            self._hash.update(piece)
+            self._checked += len(piece)
+            yield piece
+
+    def _conclude(self) -> None:
+        if self._hash.digest() != self._digest:
+            raise self._store.report_damage(self._digest, "its content has changed")
+        self.sound = True
+        self._store.trust(self._digest, self._fingerprint)

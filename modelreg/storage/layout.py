@@ -1,0 +1,125 @@
+"""The archive directory as a drawing, beside the only code that builds its paths.
+
+::
+
+    <archive_dir>/
+      FORMAT                       {"format": "modelreg", "version": 1}
+      LOCK                         flock'd by the one running server
+      blobs/sha256/ab/abcd…        content, named by its SHA-256 in hex; immutable, mode 0440
+      models/<encoded id>/
+        model.json                 model id, user data, the number ceiling
+        versions/0000000001.json   one JSON sidecar a stored version
+      tmp/                         files being written, deleted models on their way out; emptied at boot
+      quarantine/                  what boot could not read, kept for a person, never served
+
+**Encoded ids.** A model id is any text of up to 512 bytes of UTF-8, its directory's name has to be safe on every file system,
+those that fold case or normalise Unicode included. Lower-case letters, digits, ``_``, ``-`` and inner dots stand for
+themselves; an upper-case letter becomes ``!`` and its lower-case form; every other byte becomes ``%xx``. A result longer than
+:data:`LONGEST_PLAIN_NAME` becomes its first 64 characters, ``~`` and the SHA-256 of the id: such a name is reversed by the record in the
+directory, which holds the id in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from pathlib import Path
+
+import attrs
+
+FORMAT_NAME = "modelreg"
+FORMAT_VERSION = 1
+
+# File systems in use allow names of 255 bytes.
+LONGEST_PLAIN_NAME = 200
+
+_SIDECAR_NAME = re.compile(r"(\d{10})\.json")
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
+_UPPER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def encode_id(model_id: str) -> str:
+    """The name of a model's directory; see "Encoded ids" above."""
+    raw = model_id.encode()
+    parts = []
+    for position, byte in enumerate(raw):
+        inner_dot = byte == ord(".") and 0 < position < len(raw) - 1
+        if byte in _PLAIN or inner_dot:
+            parts.append(chr(byte))
+        elif byte in _UPPER:
+            parts.append("!" + chr(byte).lower())
+        else:
+            parts.append(f"%{byte:02x}")
+    name = "".join(parts)
+    if len(name) > LONGEST_PLAIN_NAME:
+        return f"{name[:64]}~{hashlib.sha256(raw).hexdigest()}"
+    return name
+
+
+def decode_id(name: str) -> str | None:
+    """The model id behind a directory's name; None for one that's too long to be reversed, or that isn't an encoded id."""
+    try:
+        text = re.sub(r"!([a-z])", lambda match: match[1].upper(), name).encode()
+        model_id = re.sub(rb"%([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text).decode()
+    except UnicodeDecodeError:
+        return None
+    return model_id if encode_id(model_id) == name else None
+
+
+def sidecar_number(name: str) -> int | None:
+    """The version number in a sidecar's file name; None for any other name."""
+    match = _SIDECAR_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+@attrs.frozen
+class Layout:
+    """The paths below one archive directory."""
+
+    root: Path
+
+    @property
+    def format_file(self) -> Path:
+        return self.root / "FORMAT"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "LOCK"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    def quarantine_place(self, name: str) -> Path:
+        """A free name in the quarantine for something of this name."""
+        return self.quarantine / f"{name[:150]}.{uuid.uuid4().hex[:12]}"
+
+    def blob(self, digest: bytes) -> Path:
+        """Where content of this SHA-256 lies."""
+        name = digest.hex()
+        return self.blobs / name[:2] / name
+
+    def model(self, model_id: str) -> Path:
+        return self.models / encode_id(model_id)
+
+    def model_record(self, model_id: str) -> Path:
+        return self.model(model_id) / "model.json"
+
+    def versions(self, model_id: str) -> Path:
+        return self.model(model_id) / "versions"
+
+    def version_sidecar(self, model_id: str, number: int) -> Path:
+        return self.versions(model_id) / f"{number:010d}.json"

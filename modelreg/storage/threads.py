@@ -1,0 +1,74 @@
+"""Blocking work, in worker threads behind limiters, with the operating system's errors turned into the domain's.
+
+Two limiters, as waiting for a disk and hashing are different scarcities: threads that hash keep a core each busy, so there are
+as many as cores; threads that sync mostly sleep.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import structlog
+import trio
+
+from modelreg.errors import ResourceExhausted, StorageFailed, Unavailable
+from modelreg.storage.durable import DirectorySyncError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FILE_THREADS = 16
+NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Threads:
+    """Where an archive's blocking work runs. A cancelled caller still waits for its thread, and only then sees the cancellation.
+
+    Attributes:
+        failed: set once the archive must not be written any further, because a directory's fsync failed: see
+            :mod:`modelreg.storage.durable`. Whoever runs the server waits for it, and stops.
+    """
+
+    def __init__(self, logger: structlog.typing.FilteringBoundLogger) -> None:
+        self.failed = trio.Event()
+        self._logger = logger
+        self._files = trio.CapacityLimiter(FILE_THREADS)
+        self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
+
+    async def hash(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work that keeps a core busy. Raises what :meth:`file` raises."""
+        return await self._run(self._hashes, functools.partial(function, *args, **kwargs))
+
+    async def file(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work that waits for the disk.
+
+        Raises:
+            ResourceExhausted: there's no space, or no quota, left.
+            StorageFailed: any other error of the operating system; it has been logged.
+            Unavailable: the archive has failed, now or before.
+        """
+        return await self._run(self._files, functools.partial(function, *args, **kwargs))
+
+    async def _run(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        if self.failed.is_set():
+            raise Unavailable("the archive directory has failed, the registry is stopping")
+        try:
+            return await trio.to_thread.run_sync(work, limiter=limiter)
+        except DirectorySyncError as error:
+            self._logger.critical("the archive's state is uncertain, stopping", error=str(error))
+            self.failed.set()
+            raise Unavailable("the archive directory has failed, the registry is stopping") from error
+        except OSError as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: OSError) -> ResourceExhausted | StorageFailed:
+        self._logger.error("the archive directory could not be used", error=str(error))
+        if error.errno in NO_SPACE_ERRNOS:
+            return ResourceExhausted(
+                "no space left in the archive directory: make room, or start with another --archive_dir"
+            )
+        return StorageFailed(f"the archive directory could not be used ({os.strerror(error.errno or errno.EIO)})")

@@ -1,0 +1,275 @@
+"""Transient versions: their content in memory, bounded by count and by bytes; the least recently used goes first.
+
+Use is publishing or reading. The newest version of a model only goes when nothing else is left, so that "latest" stays true for as
+long as it can. Small content is an object in memory, large content a file in memory (``memfd_create(2)``; where there is none, an unnamed
+temporary file), so that it's sent the same way as a stored blob. Content that's stored already costs no memory: the
+version then refers to the blob.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+import attrs
+import trio
+from sortedcontainers import SortedDict
+
+from modelreg.errors import ResourceExhausted
+from modelreg.storage.archive import Archive
+from modelreg.storage.writers import SMALL_BYTES, ContentWriter, FileWriter, MemoryWriter
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Content:
+    """The content of a transient version: an object, a file, or (neither of them) a blob. It lives while it has users."""
+
+    size: int
+    digest: bytes
+    data: bytes | bytearray | None = None
+    fd: int | None = None
+    users: int = 1
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes of memory that it takes."""
+        return 0 if self.data is None and self.fd is None else self.size
+
+
+@attrs.define(eq=False)
+class _Entry(Generic[Key]):
+    key: Key
+    content: Content
+    used_at: int
+    newest: bool
+
+
+class TransientStore(Generic[Key]):
+    """The transient versions of a registry.
+
+    Arguments:
+        archive: whose blobs and upload buffers are shared.
+        max_items: how many versions at most.
+        max_bytes: how many bytes of memory at most, uploads under way included.
+        evicted: told of each version that had to go, before anything else happens.
+    """
+
+    def __init__(self, archive: Archive, *, max_items: int, max_bytes: int, evicted: Callable[[Key], None]) -> None:
+        self._archive = archive
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._evicted = evicted
+        self._bytes = 0
+        self._arriving = 0
+        self._clock = 0
+        self._entries: dict[Key, _Entry[Key]] = {}
+        # Least recently used first; keyed by the time of last use, in uses.
+        self._newest: SortedDict[int, _Entry[Key]] = SortedDict()
+        self._others: SortedDict[int, _Entry[Key]] = SortedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def in_memory(self) -> int:
+        """Memory that versions take, in bytes."""
+        return self._bytes
+
+    @asynccontextmanager
+    async def incoming(self, size: int) -> AsyncIterator[TransientIncoming[Key]]:
+        """A place for *size* bytes of content; what hasn't been put when the context ends leaves no trace.
+
+        Raises:
+            ResourceExhausted: that much never fits.
+        """
+        if size > self._max_bytes:
+            msg = f"{size} bytes are more than all transient versions together may have ({self._max_bytes}): raise --cache_max_bytes"
+            raise ResourceExhausted(msg)
+        if size <= SMALL_BYTES:
+            async with self._archive.small_writer(size) as gathering:
+                small = _SmallIncoming(self, gathering)
+                try:
+                    yield small
+                finally:
+                    small.close()
+            return
+        fd = _memory_file()
+        taken = False
+        try:
+            async with self._archive.file_writer(fd) as writer:
+                large = _LargeIncoming(self, writer, fd)
+                try:
+                    yield large
+                finally:
+                    large.close()
+                    taken = large.taken
+        finally:
+            if not taken:
+                _close(fd)
+
+    def put(self, key: Key, incoming: TransientIncoming[Key]) -> None:
+        """Add a finished version, the newest of its model, making room for it."""
+        while self._entries and len(self._entries) >= self._max_items:
+            self._evict()
+        content = incoming.take()
+        entry = _Entry(key, content, self._now(), newest=True)
+        self._entries[key] = entry
+        self._newest[entry.used_at] = entry
+        self._bytes += content.in_memory
+
+    def demote(self, key: Key) -> None:
+        """A version, if it's here, isn't the newest of its model any more."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.newest:
+            del self._newest[entry.used_at]
+            entry.newest = False
+            self._others[entry.used_at] = entry
+
+    def remove(self, key: Key) -> None:
+        """Drop a version; whoever reads it still can."""
+        entry = self._entries.pop(key)
+        del self._row(entry)[entry.used_at]
+        self._bytes -= entry.content.in_memory
+        self.release(entry.content)
+
+    def use(self, key: Key) -> Content:
+        """The content of a version, for a reader, who releases it in the end."""
+        entry = self._entries[key]
+        row = self._row(entry)
+        del row[entry.used_at]
+        entry.used_at = self._now()
+        row[entry.used_at] = entry
+        entry.content.users += 1
+        return entry.content
+
+    def release(self, content: Content) -> None:
+        """A user of content has done with it. After the last one, a blob may be left to collect."""
+        content.users -= 1
+        if content.users:
+            return
+        if content.fd is not None:
+            _close(content.fd)
+        elif content.data is None:
+            self._archive.blobs.release(content.digest, content.size)
+
+    def close(self) -> None:
+        """Drop everything."""
+        for key in list(self._entries):
+            self.remove(key)
+
+    def reserve(self, size: int) -> None:
+        """Make room for bytes that are about to arrive.
+
+        Raises:
+            ResourceExhausted: there's no room to be made: uploads under way take it all.
+        """
+        self._make_room(size)
+        self._arriving += size
+
+    def unreserve(self, size: int) -> None:
+        """Bytes that arrived aren't an upload's any more."""
+        self._arriving -= size
+
+    def share_blob(self, digest: bytes, size: int) -> Content | None:
+        """Content that takes no memory, if a blob known to be sound has it."""
+        if not self._archive.blobs.is_sound(digest):
+            return None
+        self._archive.blobs.retain(digest, size)
+        return Content(size=size, digest=digest)
+
+    def _row(self, entry: _Entry[Key]) -> SortedDict[int, _Entry[Key]]:
+        return self._newest if entry.newest else self._others
+
+    def _now(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _make_room(self, size: int) -> None:
+        while self._bytes + self._arriving + size > self._max_bytes:
+            if not self._entries:
+                msg = f"uploads under way take all the memory for transient versions ({self._max_bytes} bytes): raise --cache_max_bytes"
+                raise ResourceExhausted(msg)
+            self._evict()
+
+    def _evict(self) -> None:
+        row = self._others or self._newest
+        key = row.peekitem(0)[1].key
+        self._evicted(key)
+        self.remove(key)
+
+
+class TransientIncoming(Generic[Key]):
+    """Content on its way into memory; made by :meth:`TransientStore.incoming` only."""
+
+    def __init__(self, store: TransientStore[Key], writer: ContentWriter) -> None:
+        self._store = store
+        self._writer = writer
+        self._reserved = 0
+        self.digest = b""
+
+    async def write(self, data: memoryview) -> None:
+        """Take the next bytes; *data* may be reused when this returns.
+
+        Raises:
+            ResourceExhausted: there's no room for them.
+        """
+        self._store.reserve(len(data))
+        self._reserved += len(data)
+        await self._writer.write(data)
+
+    async def finish(self) -> bytes:
+        """No more bytes come: the SHA-256 of all there were."""
+        self.digest = await self._writer.finish()
+        return self.digest
+
+    def take(self) -> Content:
+        """The content; its room isn't the upload's any more."""
+        size = self._reserved
+        self.close()
+        return self._store.share_blob(self.digest, size) or self._content(size)
+
+    def _content(self, size: int) -> Content:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back the room that the bytes took while they arrived."""
+        self._store.unreserve(self._reserved)
+        self._reserved = 0
+
+
+class _SmallIncoming(TransientIncoming[Key]):
+    def __init__(self, store: TransientStore[Key], writer: MemoryWriter) -> None:
+        super().__init__(store, writer)
+        self._data = writer.data
+
+    def _content(self, size: int) -> Content:
+        return Content(size=size, digest=self.digest, data=self._data)
+
+
+class _LargeIncoming(TransientIncoming[Key]):
+    def __init__(self, store: TransientStore[Key], writer: FileWriter, fd: int) -> None:
+        super().__init__(store, writer)
+        self._fd = fd
+        self.taken = False
+
+    def _content(self, size: int) -> Content:
+        self.taken = True
+        return Content(size=size, digest=self.digest, fd=self._fd)
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("modelreg", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _close(fd: int) -> None:
+    """Close a file in memory: freeing its pages takes some 60 ms a GB, so a thread does it."""
+    trio.lowlevel.start_thread_soon(functools.partial(os.close, fd), lambda _: None)
