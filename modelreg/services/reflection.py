@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from purerpc.grpclib.status import StatusCode
 from purerpc.server import Servicer
 
@@ -80,7 +81,22 @@ def _add_files(response: Any, file: FileDescriptor) -> None:
             if imported.name not in files:
                 files[imported.name] = imported
                 waiting.append(imported)
-    response.file_descriptor_response.file_descriptor_proto.extend(each.serialized_pb for each in files.values())
+    response.file_descriptor_response.file_descriptor_proto.extend(map(_serialized, files.values()))
+
+
+def _serialized(file: FileDescriptor) -> bytes:
+    """The file's descriptor, with the JSON names of fields, which protoc leaves out for Python. grpcurl prints fields by them."""
+    proto = FileDescriptorProto.FromString(file.serialized_pb)
+    for message in proto.message_type:
+        _add_json_names(message, file.message_types_by_name[message.name])
+    return proto.SerializeToString()
+
+
+def _add_json_names(proto: DescriptorProto, descriptor: Descriptor) -> None:
+    for field in proto.field:
+        field.json_name = descriptor.fields_by_name[field.name].json_name
+    for nested in proto.nested_type:
+        _add_json_names(nested, descriptor.nested_types_by_name[nested.name])
 
 
 def _fail(response: Any, code: StatusCode, message: str) -> None:
