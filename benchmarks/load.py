@@ -1,0 +1,189 @@
+"""Load processes: each takes tasks, prepares one, says that it is ready, and does it when told to.
+
+Processes live for the whole run (importing grpcio takes longer than many rounds), connections for one task.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection as Pipe
+from types import TracebackType
+
+from typing_extensions import Self
+
+from benchmarks.clients import Client, Outcome, Payload, Task
+from benchmarks.http2 import KIB, MIB
+
+CLIENTS: dict[str, str] = {
+    "ccore": "gRPC's C core (grpcio), one process a client",
+    "frames-16k": "frame-level generator, 16 KiB frames, as Go's clients send",
+    "frames-1m": "frame-level generator, 1 MiB frames where allowed",
+    "http": "HTTP/1.1",
+}
+
+
+class LoadError(Exception):
+    """A load process could not do its task: what a row reports as the reason."""
+
+
+def connect(name: str, address: str, timeout: float) -> Client:
+    if name == "ccore":
+        from benchmarks.clients.ccore import CCoreClient  # takes 0.2 s, and not all processes need it
+
+        return CCoreClient(address, timeout)
+    if name == "http":
+        from benchmarks.clients.http import HttpClient
+
+        return HttpClient(address, timeout)
+    from benchmarks.clients.frames import FramesClient
+
+    return FramesClient(address, MIB if name == "frames-1m" else 16 * KIB, timeout)
+
+
+def prepare(client: Client, task: Task) -> Callable[[], list[float]]:
+    """What is to be timed, returning seconds of each version, call or watcher."""
+    if task.kind == "create":
+        client.create_model(task.model)
+        return list
+    if task.kind == "delete":
+        client.delete_model(task.model)
+        return list
+    if task.kind == "watch":
+        from benchmarks.clients.frames import FramesClient
+
+        assert isinstance(client, FramesClient)
+        return client.prepare_watch(task)
+    payload = Payload(task.size, task.chunk, task.seed)
+    if task.kind == "upload":
+        versions = (payload.fresh() if number and not task.seed else payload for number in range(task.count))
+        return _timed([client.prepare_upload(task, version) for version in versions])
+    version = task.version or client.prepare_upload(task, payload)()
+    if task.kind == "lookup":
+        return lambda: client.lookups(task, version)
+    return _timed([client.prepare_download(task, version, "")] * task.count)
+
+
+def verify(task: Task) -> None:
+    """Uploads a version and downloads it with its digest checked: a fast wrong answer is no answer."""
+    client = connect(task.client, task.address, task.timeout)
+    try:
+        payload = Payload(task.size, task.chunk)
+        version = client.prepare_upload(task, payload)()
+        client.prepare_download(task, version, payload.digest())()
+    finally:
+        client.close()
+
+
+def _timed(steps: Sequence[Callable[[], object]]) -> Callable[[], list[float]]:
+    def run() -> list[float]:
+        samples = []
+        for step in steps:
+            start = time.monotonic()
+            step()
+            samples.append(time.monotonic() - start)
+        return samples
+
+    return run
+
+
+def _work(pipe: Pipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run cleans up, and ends us
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        client = None
+        try:
+            client = connect(task.client, task.address, task.timeout)
+            job = prepare(client, task)
+            gc.collect()
+            gc.disable()
+            pipe.send(None)
+            pipe.recv()
+            cpu, start = time.process_time(), time.monotonic()
+            samples = job()
+            end = time.monotonic()
+            size = task.size * len(samples)
+            pipe.send(Outcome(start=start, end=end, cpu=time.process_time() - cpu, bytes=size, samples=tuple(samples)))
+        except EOFError:
+            return
+        except Exception as error:  # whatever it is, it is a row of the report
+            pipe.send(LoadError(f"{type(error).__name__}: {error}"[:500]))
+        finally:
+            job = None
+            gc.enable()
+            if client is not None:
+                client.close()
+
+
+class Load:
+    """The load processes of a run, made when first needed."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._idle:
+            worker.end()
+
+    def run(self, *stages: Sequence[Task], before: Callable[[], None] = lambda: None) -> list[list[Outcome]]:
+        """Prepares all tasks, calls *before*, then does stage after stage, the tasks of each at once.
+
+        Raises LoadError where one fails; the processes of the others are ended, as nobody can tell what they do.
+        """
+        tasks = [task for stage in stages for task in stage]
+        workers = [self._idle.pop() if self._idle else Worker(self._context) for _ in tasks]
+        try:
+            for worker, task in zip(workers, tasks, strict=True):
+                worker.pipe.send(task)
+            for worker, task in zip(workers, tasks, strict=True):
+                worker.receive(4 * task.timeout)
+            before()
+            results = []
+            for stage in stages:
+                running = [workers[tasks.index(task)] for task in stage] if len(stages) > 1 else workers
+                for worker in running:
+                    worker.pipe.send(None)
+                results.append([outcome for worker in running if (outcome := worker.receive(2 * stage[0].timeout))])
+        except BaseException:
+            for worker in workers:
+                worker.end()
+            raise
+        self._idle += workers
+        return results
+
+
+class Worker:
+    def __init__(self, context: multiprocessing.context.SpawnContext) -> None:
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def receive(self, timeout: float) -> Outcome | None:
+        if not self.pipe.poll(timeout):
+            raise LoadError(f"no result within {timeout:g} s")
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            raise LoadError("the load process died") from None
+        if isinstance(answer, LoadError):
+            raise answer
+        assert answer is None or isinstance(answer, Outcome)
+        return answer
+
+    def end(self) -> None:
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()

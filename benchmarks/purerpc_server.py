@@ -1,0 +1,39 @@
+"""modelreg's services on purerpc's own transport: what modelreg would be without a transport of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import purerpc
+import trio
+
+from modelreg.log import open_log
+from modelreg.registry.registry import open_registry
+from modelreg.services import Readiness, build_services
+from modelreg.settings import Settings
+from modelreg.storage.archive import open_archive
+
+
+async def main(directory: Path, chunk: int) -> None:
+    settings = Settings(archive_dir=directory, sent_version_chunk_size=chunk)
+    with open_log(settings) as logger:
+        async with (
+            open_archive(settings.archive_dir, logger) as archive,
+            open_registry(
+                archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
+            ) as registry,
+        ):
+            readiness = Readiness()
+            readiness.start()
+            server = purerpc.Server(port=0)
+            services = build_services(
+                registry, readiness, reflection=False, max_data_chunk_bytes=settings.max_data_chunk_bytes
+            )
+            for service in services:
+                server.add_service(service)
+            await server.serve_async()
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,142 @@
+"""A registry on gRPC's C core (grpcio, a pool of threads) in as few lines as it takes: what a plain server of the same interface does.
+
+Stored versions are hashed as they come, written, fsynced and renamed into place; transient ones are kept in memory. There is an
+index, and nothing else: no restart, no paging, no limits.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from google.protobuf.message import Message
+
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as pb
+
+THREADS = 1100  # one a call in progress: a thousand watchers and some more
+
+
+class Registry:
+    def __init__(self, directory: Path, chunk: int) -> None:
+        self.directory, self.chunk = directory, chunk
+        self.models: dict[str, list[tuple[pb.ModelVersionInfo, Path | bytes]]] = {}
+        self.changed = threading.Condition()
+
+    def CreateOrUpdateModel(self, request: pb.CreateOrUpdateModelRequest, context: object) -> Message:
+        with self.changed:
+            self.models.setdefault(request.model_info.model_id, [])
+        return pb.CreateOrUpdateModelReply()
+
+    def DeleteModel(self, request: pb.DeleteModelRequest, context: object) -> Message:
+        with self.changed:
+            versions = self.models.pop(request.model_id, [])
+            self.changed.notify_all()
+        for _, data in versions:
+            if isinstance(data, Path):
+                data.unlink(missing_ok=True)
+        return pb.DeleteModelReply()
+
+    def CreateVersion(self, requests: Iterator[pb.CreateVersionRequestChunk], context: object) -> Message:
+        info = next(requests).header.version_info
+        sha, data = hashlib.sha256(), b""
+        path: Path | None = None
+        if info.archived:
+            with tempfile.NamedTemporaryFile(dir=self.directory, delete=False) as file:
+                for request in requests:
+                    sha.update(request.body.data_chunk)
+                    file.write(request.body.data_chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            path = self.directory / sha.hexdigest()
+            os.rename(file.name, path)
+            descriptor = os.open(self.directory, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        else:
+            chunks = []
+            for request in requests:
+                sha.update(request.body.data_chunk)
+                chunks.append(request.body.data_chunk)
+            data = b"".join(chunks)
+        info.data_hash = base64.b64encode(sha.digest()).decode()
+        info.creation_timestamp = time.time_ns()
+        with self.changed:
+            versions = self.models[info.model_id]
+            info.version_number = len(versions) + 1
+            versions.append((info, path or data))
+            self.changed.notify_all()
+        return pb.CreateVersionReply(version_info=info)
+
+    def RetrieveVersionInfos(self, request: pb.RetrieveVersionInfosRequest, context: object) -> Message:
+        versions = self.models[request.model_id]
+        infos = [versions[number - (number > 0)][0] for number in request.version_numbers]
+        return pb.RetrieveVersionInfosReply(version_infos=infos, next_version_handle="0")
+
+    def RetrieveVersionData(self, request: pb.RetrieveVersionDataRequest, context: object) -> Iterator[Message]:
+        number = request.version_number
+        data = self.models[request.model_id][number - (number > 0)][1]
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                while chunk := file.read(self.chunk):
+                    yield pb.RetrieveVersionDataReplyChunk(data_chunk=chunk)
+        else:
+            for start in range(0, len(data), self.chunk):
+                yield pb.RetrieveVersionDataReplyChunk(data_chunk=data[start : start + self.chunk])
+
+    def VersionUpdate(self, request: pb.VersionUpdateRequest, context: grpc.ServicerContext) -> Iterator[Message]:
+        sent = 0
+        while context.is_active():
+            with self.changed:
+                while len(self.models[request.model_id]) == sent:
+                    self.changed.wait()
+                info, sent = self.models[request.model_id][-1][0], len(self.models[request.model_id])
+            yield pb.VersionUpdateReply(version_info=info)
+
+    def Status(self, request: common_pb2.StatusRequest, context: object) -> Message:
+        return common_pb2.StatusReply()
+
+
+def handlers(registry: Registry) -> grpc.GenericRpcHandler:
+    """Methods by their shapes. What serializes and parses is protobuf, as in any server."""
+    unary, to_stream, from_stream = (
+        grpc.unary_unary_rpc_method_handler,
+        grpc.unary_stream_rpc_method_handler,
+        grpc.stream_unary_rpc_method_handler,
+    )
+    methods = {
+        "CreateOrUpdateModel": (unary, pb.CreateOrUpdateModelRequest),
+        "DeleteModel": (unary, pb.DeleteModelRequest),
+        "CreateVersion": (from_stream, pb.CreateVersionRequestChunk),
+        "RetrieveVersionInfos": (unary, pb.RetrieveVersionInfosRequest),
+        "RetrieveVersionData": (to_stream, pb.RetrieveVersionDataRequest),
+        "VersionUpdate": (to_stream, pb.VersionUpdateRequest),
+        "Status": (unary, common_pb2.StatusRequest),
+    }
+    table = {
+        name: shape(getattr(registry, name), request.FromString, lambda reply: reply.SerializeToString())
+        for name, (shape, request) in methods.items()
+    }
+    return grpc.method_handlers_generic_handler("cogmentAPI.ModelRegistrySP", table)
+
+
+def main(directory: Path, chunk: int) -> None:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.server(ThreadPoolExecutor(THREADS), options=options)
+    server.add_generic_rpc_handlers([handlers(Registry(directory, chunk))])
+    server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
