@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -45,13 +45,13 @@ class LogFileUnusable(StartupError):
 
 
 @contextlib.contextmanager
-def open_log(settings: Settings, *, clock: Clock | None = None) -> Iterator[Logger]:
+def open_log(settings: Settings, *, clock: Clock | None = None, stdout: IO[str] | None = None) -> Iterator[Logger]:
     """A logger as *settings* have it, until the end of the block; lines logged are written by then.
 
-    *clock* gives the present time, in UTC. Raises LogFileUnusable.
+    *clock* gives the present time, in UTC, and *stdout* takes the place of standard output. Raises LogFileUnusable.
     """
     clock = clock or _utc_now
-    target = None if settings.log_level == "off" else _target(settings, clock)
+    target = None if settings.log_level == "off" else _target(settings, clock, stdout or sys.stdout)
     if target is None:
         yield silent_logger()
         return
@@ -82,7 +82,7 @@ def silent_logger() -> Logger:
 
 def daily_name(base: Path, day: date) -> Path:
     """The log file of one day: ``cogment.log.2025-01-31`` for ``cogment.log``."""
-    return base.with_name(f"{base.name}.{day.isoformat()}")
+    return base.with_name(f"{base.name}.{day:%Y-%m-%d}")
 
 
 def _utc_now() -> datetime:
@@ -171,10 +171,10 @@ class _DailyFile:
             self._day = None
 
 
-def _target(settings: Settings, clock: Clock) -> _Target | None:
+def _target(settings: Settings, clock: Clock, stdout: IO[str] | None) -> _Target | None:
     """Where lines go, opened; None where there is no standard output, whose number another file may have by now."""
     if settings.log_file is None:
-        return _StandardOutput(sys.stdout.fileno()) if sys.stdout is not None else None
+        return _StandardOutput(stdout.fileno()) if stdout is not None else None
     target = _DailyFile(settings.log_file)
     try:
         target.descriptor(clock().date())
@@ -203,10 +203,13 @@ class _Sink:
         self._thread.start()
 
     def put(self, line: str) -> None:
-        if self._waiting.qsize() >= MAX_WAITING_LINES:
+        entry = self._clock().date(), line.encode("utf-8", "backslashreplace") + b"\n"
+        if threading.current_thread() is self._thread:
+            self._write(*entry)  # a report of losses, which mustn't be lost itself
+        elif self._waiting.qsize() < MAX_WAITING_LINES:
+            self._waiting.put(entry)
+        else:
             self._dropped += 1
-            return
-        self._waiting.put((self._clock().date(), line.encode("utf-8", "backslashreplace") + b"\n"))
 
     debug = info = warning = error = critical = put
 
@@ -218,19 +221,18 @@ class _Sink:
 
     def _run(self) -> None:
         while (entry := self._waiting.get()) is not None:
-            day, line = entry
-            try:
-                self._write(self._target.descriptor(day), line)
-            except OSError:
-                self._failed += 1
-                continue
-            lost = self._dropped + self._failed
-            if lost > self._reported:
+            if self._write(*entry) and (lost := self._dropped + self._failed) > self._reported:
                 self._report_loss(lost - self._reported)
                 self._reported = lost
 
-    def _write(self, fd: int, line: bytes) -> None:
+    def _write(self, day: date, line: bytes) -> bool:
         view = memoryview(b"\n" + line if self._torn else line)
-        while view:
-            view = view[os.write(fd, view) :]
-            self._torn = len(view) > 0
+        try:
+            fd = self._target.descriptor(day)
+            while view:
+                view = view[os.write(fd, view) :]
+                self._torn = len(view) > 0
+        except OSError:
+            self._failed += 1
+            return False
+        return True
