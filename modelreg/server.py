@@ -8,6 +8,7 @@ ceilings are written back, the lock goes. A second signal ends it at once.
 from __future__ import annotations
 
 import errno
+import gc
 import resource
 import signal
 import socket
@@ -75,6 +76,7 @@ async def serve(
             archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
         ) as registry,
     ):
+        gc.freeze()  # the index: a collection that walks a million versions would hold up every call
         services = build_services(
             registry,
             readiness,

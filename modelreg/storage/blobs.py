@@ -21,6 +21,7 @@ import attrs
 import structlog
 import trio
 
+from modelreg.errors import ModelregError
 from modelreg.storage import durable
 from modelreg.storage.layout import Layout
 from modelreg.storage.threads import Threads
@@ -102,7 +103,8 @@ class BlobStore:
         for digest in gone:
             self._leaving[digest] = trio.Event()
         try:
-            with trio.CancelScope(shield=True):  # a few unlinks
+            # A few unlinks. What can't be removed is logged, and lies around until a boot deletes it.
+            with trio.CancelScope(shield=True), contextlib.suppress(ModelregError):
                 await self._threads.file(self._unlink, gone)
         finally:
             for digest in gone:

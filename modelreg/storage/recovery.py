@@ -182,7 +182,8 @@ def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> Foun
         highest = max(highest, number)
         try:
             version = sidecars.read(path, VersionRecord)
-            if version.version_number != number or encode_id(version.model_id) != directory.name:
+            at_home = record is not None and version.model_id == record.model_id
+            if version.version_number != number or not (at_home or encode_id(version.model_id) == directory.name):
                 msg = f"it's the record of version {version.version_number} of {version.model_id!r}"
                 raise BadRecord(msg)
         except BadRecord as error:
