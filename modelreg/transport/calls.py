@@ -214,7 +214,11 @@ class Call:
         message = _message(reply)
         core.send_message(stream, message)
         if isinstance(message, FileMessage):
-            await self._sent()
+            try:
+                await self._sent()
+            except BaseException:
+                core.withdraw(stream)  # now, as the handler will close its file next
+                raise
             return
         while stream.out_bytes and (stream.out_bytes > STREAM_BACKLOG or core.outbound.buffered > CONNECTION_BACKLOG):
             await self._room.wait()

@@ -173,17 +173,7 @@ class Core:
             if stream_id in self.streams:
                 self.engine.receive(raw)
         elif kind == frames.WINDOW_UPDATE:
-            self._meters[kind].give(4 * self.outbound.take_frame_count())
-            self._count(kind)
-            if stream_id:
-                self._expect_known(stream_id)
-                stream = self.streams.get(stream_id)
-                if stream is None:
-                    return
-                if raw[frames.HEADER_SIZE :] in (b"\0\0\0\0", b"\x80\0\0\0"):
-                    self.abort(stream, ErrorCode.PROTOCOL_ERROR)
-                    return
-            self.engine.receive(raw)
+            self._window_update(stream_id, int.from_bytes(raw[frames.HEADER_SIZE :], "big") & 0x7FFFFFFF)
         elif kind == frames.PRIORITY:
             self._count(kind)  # deprecated (RFC 9113, section 5.3.2) and ignored
             if stream_id == 0:
@@ -196,6 +186,25 @@ class Core:
             self._count(kind)
             if raw:
                 self.engine.receive(raw)
+
+    def _window_update(self, stream_id: int, increment: int) -> None:
+        meter = self._meters[frames.WINDOW_UPDATE]
+        meter.give(3 * self.outbound.take_frame_count())  # one for the stream, one for the connection, and a spare
+        if not meter.take(self._now):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
+        if stream_id == 0:
+            self.engine.window_update(None, increment)
+            self.outbound.wake()
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._expect_known(stream_id)
+        elif increment == 0:
+            self.abort(stream, ErrorCode.PROTOCOL_ERROR)
+        elif not self.engine.window_update(stream.handle, increment):
+            self.abort(stream, ErrorCode.FLOW_CONTROL_ERROR)
+        else:
+            self.outbound.resume(stream)
 
     def request_received(self, stream_id: int, fields: HeaderList, handle: StreamHandle) -> None:
         if self.refusing:
@@ -226,14 +235,6 @@ class Core:
         stream = self.streams.get(stream_id)
         if stream is not None:
             self._lose(stream, code)
-
-    def window_opened(self, stream_id: int) -> None:
-        if stream_id:
-            stream = self.streams.get(stream_id)
-            if stream is not None:
-                self.outbound.resume(stream)
-        else:
-            self.outbound.wake()
 
     def settings_changed(self) -> None:
         for stream in self.streams.values():
@@ -297,6 +298,7 @@ class Core:
             if size <= SMALL_REPLY and size <= handle.outbound_flow_control_window and size <= engine.window:
                 handle.outbound_flow_control_window -= size
                 engine.window -= size
+                self.outbound.frames_cut += 1
                 engine.headers_sent(handle, False)
                 stream.headers_sent = True
                 outbound = self.outbound
@@ -367,7 +369,7 @@ class Core:
 
     def _count(self, kind: int) -> None:
         if not self._meters.get(kind, self._other_meter).take(self._now):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without use")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames of type {kind}")
 
     def _expect_known(self, stream_id: int) -> None:
         """A stream that was never opened cannot be spoken of (RFC 9113, section 5.1, "idle")."""

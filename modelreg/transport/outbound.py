@@ -77,13 +77,13 @@ def is_resident(fd: int, offset: int, length: int) -> bool:
 class Outbound:
     """The queue of a connection's sending side; no I/O."""
 
-    __slots__ = ("_engine", "_first_block", "_frames", "_on_end", "buffered", "cold", "ready", "resident", "urgent", "urgent_bytes", "wake")
+    __slots__ = ("_engine", "_first_block", "_on_end", "buffered", "cold", "frames_cut", "ready", "resident", "urgent", "urgent_bytes", "wake")
 
     def __init__(self, engine: Engine, on_end: Callable[[Stream, bytes], bytes]) -> None:
         self._engine = engine
         self._on_end = on_end
         self._first_block = True
-        self._frames = 0
+        self.frames_cut = 0
         self.urgent: list[bytes] = []
         self.urgent_bytes = 0
         self.buffered = 0  # payload in memory, over all streams
@@ -146,8 +146,8 @@ class Outbound:
 
     def take_frame_count(self) -> int:
         """DATA frames cut since the last time this was asked."""
-        count = self._frames
-        self._frames = 0
+        count = self.frames_cut
+        self.frames_cut = 0
         return count
 
     def next_plan(self) -> Plan | None:
@@ -191,7 +191,7 @@ class Outbound:
             items.append(frames.frame_header(size, frames.DATA, 0, stream.id))
             stream.out_bytes -= size
             taken += size
-            self._frames += 1
+            self.frames_cut += 1
             while size:
                 piece = out[0]
                 if isinstance(piece, FilePiece):

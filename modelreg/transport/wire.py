@@ -65,9 +65,9 @@ class SocketWire:
         self.blocked_since: float | None = None
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
-        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+        self._tcp = self._socket.family in (socket.AF_INET, socket.AF_INET6)
+        if self._tcp:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._scratch: memoryview | None = None
 
     async def receive_into(self, memory: memoryview) -> int:
         while True:
@@ -148,6 +148,7 @@ class SocketWire:
             try:
                 sent = os.sendfile(out, piece.fd, offset, end - offset)
             except BlockingIOError:
+                self._push()
                 await self._wait_writable()
                 continue
             if sent == 0:
@@ -156,6 +157,15 @@ class SocketWire:
                 self.blocked_since = None
                 self.bytes_out += sent
                 offset += sent
+
+    def _push(self) -> None:
+        """Have the kernel send what it holds back.
+
+        A sendfile that stops for lack of room has said "more to come" for its last segment, and the kernel then waits
+        200 ms for more that we can't give until there is room. Setting TCP_NODELAY (again) is documented to push.
+        """
+        if self._tcp:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def _wait_writable(self) -> None:
         if self.blocked_since is None:
