@@ -1,0 +1,135 @@
+"""The rooms of the house, and that an arrow between them only points down: cli → server → services → registry → storage, with
+transport beside the last two. Imports are read from the source, so those inside functions and for type checking count, too."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "modelreg"
+
+# What a room may import besides itself. The first four are for all.
+LEAVES = {"api", "errors", "log", "settings"}
+ROOMS: dict[str, set[str]] = {
+    "api": set(),
+    "errors": set(),
+    "machine": set(),
+    "settings": {"machine"},
+    "log": {"errors", "settings"},
+    "storage": LEAVES,
+    "registry": {"storage", *LEAVES},
+    "transport": LEAVES,
+    "services": {"registry", "storage", "transport", *LEAVES},
+    "server": {"services", "registry", "storage", "transport", *LEAVES},
+    "cli": {"server", "services", "registry", "storage", "transport", *LEAVES},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+# What a room has no business with.
+STRANGERS: dict[str, set[str]] = {
+    "registry": {"google", "grpc", "h2", "hpack", "purerpc", "socket", "modelreg.api"},
+    "storage": {"google", "grpc", "h2", "hpack", "purerpc", "modelreg.api"},
+    "transport": {"modelreg.api"},
+}
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of what a module imports, ``modelreg.errors.NotFound`` for example."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    found = set()
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        room = rest.partition(".")[0]
+        if top == "modelreg" and room in ROOMS:  # else a name of modelreg/__init__.py
+            found.add(room)
+    return found
+
+
+def test_every_room_is_known() -> None:
+    assert {room_of(path) for path in MODULES} - set(ROOMS) == set(), "say in ROOMS where it belongs"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_only_point_down(room: str) -> None:
+    for path in MODULES:
+        if room_of(path) == room:
+            upwards = rooms_imported(path) - ROOMS[room] - {room}
+            assert not upwards, f"{path.relative_to(ROOT)} imports {sorted(upwards)}"
+
+
+@pytest.mark.parametrize("room", STRANGERS)
+def test_rooms_know_nothing_of(room: str) -> None:
+    for path in MODULES:
+        if room_of(path) == room:
+            known = [name for name in imports(path) for other in STRANGERS[room] if f"{name}.".startswith(f"{other}.")]
+            assert not known, f"{path.relative_to(ROOT)} imports {known}"
+
+
+def test_relative_imports_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "modelreg/storage/blobs.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "def f():\n    from . import a\n    from .b import c\n    from ..registry import d\n    import os.path\n"
+    )
+    assert list(imports(path)) == ["modelreg.storage.a", "modelreg.storage.b.c", "modelreg.registry.d", "os.path"]
+    assert rooms_imported(path) == {"storage", "registry"}
+
+
+def declared(extra: str = "") -> set[str]:
+    """The distributions that setup.cfg asks for, by normalised name."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.extras_require"][extra] if extra else setup["options"]["install_requires"]
+    names = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines.splitlines())
+    return {re.sub(r"[-_.]+", "-", name.group()).lower() for name in names if name}
+
+
+def distributions(paths: list[Path]) -> dict[str, set[str]]:
+    """For each top-level module imported that isn't Python's or the project's, the distributions that may bring it."""
+    installed = importlib.metadata.packages_distributions()
+    ours = {"modelreg", "tests", "benchmarks"}
+    tops = {name.partition(".")[0] for path in paths for name in imports(path)} - sys.stdlib_module_names - ours
+    return {top: {re.sub(r"[-_.]+", "-", name).lower() for name in installed.get(top, [top])} for top in tops}
+
+
+def test_what_is_imported_is_declared() -> None:
+    for top, brings in distributions(MODULES).items():
+        assert brings & declared(), f"{top} is missing from install_requires"
+
+
+def test_what_the_tests_import_is_declared() -> None:
+    # The official SDK's requirements contradict the tests' own: they skip where it isn't installed.
+    available = declared() | declared("test") | {"cogment"}
+    for top, brings in distributions(sorted((ROOT / "tests").rglob("*.py"))).items():
+        assert brings & available, f"{top} is missing from the extra 'test'"
+
+
+def test_what_is_declared_is_imported() -> None:
+    brought = set().union(*distributions(MODULES).values())
+    assert declared() <= brought
