@@ -82,6 +82,7 @@ async def serve(
             readiness,
             reflection=settings.grpc_reflection,
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
+            logger=logger,
         )
         transport = Server(services, streamed=STREAMED, logger=logger)
         listeners = await _listen(settings.host, settings.port)

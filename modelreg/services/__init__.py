@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from purerpc.server import Service
 
+from modelreg.log import Logger
 from modelreg.registry.registry import Registry
 from modelreg.services.health import HealthServicer, Readiness
 from modelreg.services.model_registry import ModelRegistryServicer
@@ -18,10 +19,10 @@ STREAMED = {"/cogmentAPI.ModelRegistrySP/CreateVersion": ChunkDecoder}
 
 
 def build_services(
-    registry: Registry, readiness: Readiness, *, reflection: bool, max_data_chunk_bytes: int
+    registry: Registry, readiness: Readiness, *, reflection: bool, max_data_chunk_bytes: int, logger: Logger
 ) -> list[Service]:
     """All that is served on one port; the calls of the registry itself only while it's ready."""
-    main = ModelRegistryServicer(registry, max_data_chunk_bytes=max_data_chunk_bytes).service
+    main = ModelRegistryServicer(registry, max_data_chunk_bytes=max_data_chunk_bytes, logger=logger).service
     standard = [HealthServicer(readiness, [main.name]).service]
     if reflection:
         names = [main.name, *(service.name for service in standard)]

@@ -12,6 +12,7 @@ from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.errors import InvalidArgument
+from modelreg.log import Logger
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.messages import model_message, upload_header, version_message
@@ -33,18 +34,22 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     Arguments:
         registry: what they are about.
         max_data_chunk_bytes: how much of a version's data goes into one message at most.
+        logger: told of every change; of transient versions, which come by the thousand, at debug level.
     """
 
-    def __init__(self, registry: Registry, *, max_data_chunk_bytes: int) -> None:
+    def __init__(self, registry: Registry, *, max_data_chunk_bytes: int, logger: Logger) -> None:
         self._registry = registry
+        self._logger = logger
         self._max_data_chunk_bytes = max_data_chunk_bytes
 
     async def CreateOrUpdateModel(self, message: api.CreateOrUpdateModelRequest) -> api.CreateOrUpdateModelReply:
         await self._registry.create_or_update_model(message.model_info.model_id, message.model_info.user_data)
+        self._logger.info("created or updated a model", model=message.model_info.model_id)
         return api.CreateOrUpdateModelReply()
 
     async def DeleteModel(self, message: api.DeleteModelRequest) -> api.DeleteModelReply:
         await self._registry.delete_model(message.model_id)
+        self._logger.info("deleted a model", model=message.model_id)
         return api.DeleteModelReply()
 
     async def RetrieveModels(self, message: api.RetrieveModelsRequest) -> api.RetrieveModelsReply:
@@ -69,7 +74,11 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                     await upload.write(memoryview(item.body.data_chunk))
                 else:
                     raise InvalidArgument("after the header, every message of an upload holds a body")
-            return api.CreateVersionReply(version_info=version_message(await upload.commit()))
+            version = await upload.commit()
+        log = self._logger.info if version.stored else self._logger.debug
+        what = "stored a version" if version.stored else "published a version"
+        log(what, model=version.model_id, version=version.number, size=version.size)
+        return api.CreateVersionReply(version_info=version_message(version))
 
     async def RetrieveVersionInfos(self, message: api.RetrieveVersionInfosRequest) -> api.RetrieveVersionInfosReply:
         asked, handle = message.version_numbers, message.version_handle
