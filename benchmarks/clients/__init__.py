@@ -13,7 +13,7 @@ import attrs
 MIB = 1024 * 1024
 BLOCK_BYTES = 16 * MIB  # of random bytes, made anew for each round by each load process: 50 ms
 
-TaskKind = Literal["create", "delete", "upload", "download", "lookup", "watch"]
+TaskKind = Literal["create", "delete", "verify", "upload", "download", "lookup", "watch"]
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,129 @@
+"""Statistics of rounds, and what the kernel knows of a process: CPU time, memory, where it listens."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import attrs
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
+
+
+@attrs.frozen
+class Summary:
+    """The rounds of one figure: their median, and the least and the greatest as their spread."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Summary | None:
+        values = [value for value in values if not math.isnan(value)]
+        return cls(statistics.median(values), min(values), max(values)) if values else None
+
+
+def quantile(ordered: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile of values in ascending order: always one that was measured."""
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def quantiles(samples: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(samples)
+    return {f"p{percent:g}": quantile(ordered, percent) for percent in _QUANTILES} if ordered else {}
+
+
+def tree(pid: int) -> list[int]:
+    """A process and its descendants."""
+    pids = [pid]
+    for one in pids:
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            pids += map(int, _read(path).split())
+    return pids
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process, its threads, and its descendants, ended ones included; in steps of 10 ms."""
+    ticks = 0
+    for number, one in enumerate(tree(pid)):
+        fields = _read(Path(f"/proc/{one}/stat")).rpartition(")")[2].split()
+        if fields:  # proc(5): utime, stime, cutime, cstime; the latter two hold what ended
+            ticks += sum(map(int, fields[11:15] if number == 0 else fields[11:13]))
+    return ticks / _TICK
+
+
+def reset_peak(pid: int) -> None:
+    """Lets the kernel's record of peak resident memory start anew from what is resident now. proc(5), clear_refs."""
+    for one in tree(pid):
+        Path(f"/proc/{one}/clear_refs").write_text("5")
+
+
+def peak_memory(pid: int) -> int:
+    """Peak resident bytes since `reset_peak`, with what lies in memory files now: those are memory, and belong to no
+    process's resident set until they are mapped.
+    """
+    total = 0
+    for one in tree(pid):
+        for line in _read(Path(f"/proc/{one}/status")).splitlines():
+            if line.startswith("VmHWM:"):
+                total += int(line.split()[1]) * 1024
+        for path in _descriptors(one):
+            try:
+                if os.readlink(path).startswith("/memfd:"):
+                    total += os.stat(path).st_blocks * 512
+            except OSError:
+                pass  # closed meanwhile
+    return total
+
+
+def listening(pid: int) -> int | None:
+    """The TCP port that a process or one of its descendants listens on, if it does already."""
+    inodes = set()
+    for one in tree(pid):
+        for path in _descriptors(one):
+            try:
+                inodes.add(os.readlink(path))
+            except OSError:
+                pass  # closed meanwhile
+    for line in (_read(Path("/proc/net/tcp")) + _read(Path("/proc/net/tcp6"))).splitlines():
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:  # TCP_LISTEN
+            return int(fields[1].rpartition(":")[2], 16)
+    return None
+
+
+def process_at(port: int) -> int | None:
+    """The process on this machine that listens on a port, where we may know."""
+    for path in Path("/proc").glob("[0-9]*"):
+        if listening(int(path.name)) == port:
+            return int(path.name)
+    return None
+
+
+def _descriptors(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""  # the process ended
+
+
+def file_system(directory: Path) -> str:
+    """The type of the file system that a directory is on."""
+    best, kind = "", "unknown"
+    for line in _read(Path("/proc/self/mounts")).splitlines():
+        _, mount, name, *_ = line.split()
+        if directory.resolve().is_relative_to(mount) and len(mount) >= len(best):
+            best, kind = mount, name
+    return kind

@@ -1,0 +1,297 @@
+"""Runs cases: all targets of a case started side by side, in fresh directories, and measured in turn, round after round.
+
+A B A B, and B A B A every other round: a machine that drifts, or whatever one leaves behind for the next, hurts all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+
+from benchmarks import floors, measure
+from benchmarks.clients import Outcome, Task
+from benchmarks.floors import Floor
+from benchmarks.load import Load, LoadError
+from benchmarks.measure import Summary
+from benchmarks.scenarios import LESS_IS_BETTER, Case, Point, Scenario
+from benchmarks.targets import NULL, Server, Target, TargetError
+
+SAME_CONTENT = b"the same again"
+WARM_UP_BYTES = 8 * 1024 * 1024
+SLOWEST = 5e6  # bytes a second; what is slower than that has failed
+BUSY = 0.9  # of a core; a client above it may be what is measured
+FILLERS = 16  # load processes that fill an archive before a boot
+
+_FLOORS: dict[tuple[str, bool], tuple[Floor, ...]] = {
+    ("upload", True): (floors.SHA256, floors.WRITE, floors.LOOPBACK),
+    ("upload", False): (floors.SHA256, floors.LOOPBACK),
+    ("download", True): (floors.SHA256, floors.LOOPBACK, floors.SENDFILE),
+    ("download", False): (floors.SHA256, floors.LOOPBACK, floors.SENDFILE),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Round:
+    """One measurement. *server_cpu* and *peak* are NaN where the kernel doesn't tell us (a target on another machine)."""
+
+    seconds: float
+    bytes: int
+    samples: tuple[float, ...] = ()
+    server_cpu: float = math.nan
+    client_cpu: float = math.nan
+    busiest: float = 0.0  # of the client's processes: cores
+    peak: float = math.nan
+
+    def figure(self, unit: str) -> float:
+        if unit == "MB/s":
+            return self.bytes / self.seconds / 1e6
+        if unit == "1/s":
+            return len(self.samples) / self.seconds
+        if unit == "ms":
+            return measure.quantile(sorted(self.samples), 50) * 1e3
+        return self.peak / 1e6 if unit == "MB" else self.seconds
+
+
+@attrs.define(kw_only=True)
+class Row:
+    """A target, or a floor, in a case. Without rounds it failed, for *reason*."""
+
+    name: str
+    floor: bool = False
+    reason: str = ""
+    rounds: list[Round] = attrs.Factory(list)
+
+    def summary(self, unit: str) -> Summary | None:
+        return None if self.reason else Summary.of(one.figure(unit) for one in self.rounds)
+
+    def of(self, value: Callable[[Round], float]) -> Summary | None:
+        return None if self.reason else Summary.of(map(value, self.rounds))
+
+    @property
+    def client_bound(self) -> bool:
+        return any(one.busiest >= BUSY for one in self.rounds)
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    scenario: Scenario
+    point: Point
+    rows: tuple[Row, ...]
+
+    def ratio(self, row: Row, other: Row) -> float | None:
+        """How many times as good *row* is as *other*, by their medians."""
+        ours, theirs = row.summary(self.scenario.unit), other.summary(self.scenario.unit)
+        if ours is None or theirs is None or not ours.median or not theirs.median:
+            return None
+        less = self.scenario.unit in LESS_IS_BETTER
+        return theirs.median / ours.median if less else ours.median / theirs.median
+
+
+class Runner:
+    def __init__(self, load: Load, directory: Path, targets: Sequence[Target], rounds: int) -> None:
+        self._load = load
+        self._directory = directory
+        self._targets = targets
+        self._rounds = rounds
+        self._serial = 0
+        self._hopeless: dict[str, str] = {}  # targets that did not start, and why
+
+    def floors_of(self, scenario: Scenario) -> tuple[Floor, ...]:
+        return _FLOORS.get((scenario.kind, scenario.stored), ()) if scenario.unit in ("MB/s", "1/s") else ()
+
+    def targets_of(self, scenario: Scenario) -> list[Target]:
+        """Those that can do it, and the null server where it says something."""
+        able = [
+            target for target in self._targets if scenario.kind in target.kinds and (scenario.stored or target.transient)
+        ]
+        with_limit = scenario.kind in NULL.kinds and scenario.unit in ("MB/s", "1/s") and scenario.fresh
+        return [*able, NULL] if able and with_limit else able
+
+    def steps(self, case: Case) -> int:
+        return self._rounds * (len(self.targets_of(case[0])) + len(self.floors_of(case[0])))
+
+    def run(self, case: Case, step: Callable[[], None]) -> Result:
+        """Measures a case. *step* is called after each measurement, or instead of one that can't be made."""
+        scenario, point = case
+        rows = [Row(name=target.name) for target in self.targets_of(scenario)]
+        limits = [Row(name=floor.name, floor=True) for floor in self.floors_of(scenario)]
+        servers: list[Server] = []
+        try:
+            for target in self.targets_of(scenario):
+                self._serial += 1
+                servers.append(Server(target, self._directory / f"{self._serial}", point.chunk))
+            self._begin(case, rows, servers)
+            for number in range(self._rounds):
+                turns = [
+                    *((row, self._server_turn(case, server)) for row, server in zip(rows, servers, strict=True)),
+                    *(
+                        (row, self._floor_turn(point, floor))
+                        for row, floor in zip(limits, self.floors_of(scenario), strict=True)
+                    ),
+                ]
+                for row, turn in turns if number % 2 == 0 else reversed(turns):
+                    if not row.reason:
+                        self._try(row, turn)
+                    step()
+        finally:
+            for server in servers:
+                server.close()
+        return Result(scenario=scenario, point=point, rows=(*rows, *limits))
+
+    def _begin(self, case: Case, rows: Sequence[Row], servers: Sequence[Server]) -> None:
+        """Starts the servers, all at once, and does what a case needs once."""
+        needed = case[1].size * case[1].versions() * case[1].at_once * len(servers)
+        if needed > shutil.disk_usage(self._directory).free:
+            for row in rows:
+                row.reason = f"needs {needed / 1e9:.1f} GB of disk"
+            return
+        for row, server in zip(rows, servers, strict=True):
+            row.reason = self._hopeless.get(row.name, "")
+            if not row.reason:
+                try:
+                    server.launch()
+                except OSError as error:
+                    row.reason = self._hopeless[row.name] = str(error)
+        for row, server in zip(rows, servers, strict=True):
+            if not row.reason:
+                try:
+                    server.wait_until_listening()
+                except TargetError as error:
+                    row.reason = self._hopeless[row.name] = str(error)
+        for row, server in zip(rows, servers, strict=True):
+            if not row.reason:
+                self._try(row, lambda server=server: self._warm_up(case, server))  # type: ignore[misc]
+
+    def _try(self, row: Row, turn: Callable[[], Round | None]) -> None:
+        try:
+            one = turn()
+        except (LoadError, TargetError, OSError) as error:
+            row.reason = str(error)
+        else:
+            if one is not None:
+                row.rounds.append(one)
+
+    def _floor_turn(self, point: Point, floor: Floor) -> Callable[[], Round]:
+        def turn() -> Round:
+            size, count = min(point.size, floors.LARGEST), point.versions()
+            seconds = floor.run(size, count, self._directory)
+            return Round(seconds=seconds, bytes=size * count, samples=(seconds / count,) * count)
+
+        return turn
+
+    def _server_turn(self, case: Case, server: Server) -> Callable[[], Round]:
+        def turn() -> Round:
+            try:
+                return (self._boot if case[0].kind == "boot" else self._round)(case, server)
+            except LoadError as error:
+                raise LoadError(f"the server died{server.last_words()}" if server.died() else str(error)) from error
+
+        return turn
+
+    def _task(self, case: Case, server: Server, model: str) -> Task:
+        scenario, point = case
+        busy = point.size * point.versions() * point.at_once / SLOWEST
+        return Task(
+            kind="create",
+            client=server.target.client or scenario.client,
+            address=server.address,
+            model=model,
+            stored=scenario.stored,
+            size=point.size,
+            chunk=point.chunk,
+            count=point.versions(),
+            seed=b"" if scenario.fresh else SAME_CONTENT,
+            checked=server.target.checked,
+            timeout=60 + busy,
+        )
+
+    def _warm_up(self, case: Case, server: Server) -> None:
+        """A small version up and down again, looked at, so that no target is measured whose answers are wrong."""
+        scenario, point = case
+        task = self._task(case, server, "warm-up")
+        if not server.target.checked:
+            return
+        small = attrs.evolve(task, size=min(point.size, WARM_UP_BYTES), count=1)
+        self._load.run([small])
+        self._load.run([attrs.evolve(small, kind="verify")])
+        if not scenario.fresh:
+            self._load.run([attrs.evolve(task, kind="upload", count=1)])
+        if scenario.kind == "boot":
+            share = -(-point.count // FILLERS)
+            for left in range(point.count, 0, -min(point.count, FILLERS * 1000)):
+                share = -(-min(left, FILLERS * 1000) // FILLERS)
+                filler = attrs.evolve(task, kind="upload", count=share, timeout=600.0)
+                self._load.run([filler] * FILLERS)
+
+    def _round(self, case: Case, server: Server) -> Round:
+        """Fresh model, fresh payload, one measurement, model deleted."""
+        scenario, point = case
+        task = self._task(case, server, f"bench-{os.urandom(6).hex()}")
+        self._load.run([task])
+        try:
+            stages = _stages(scenario, point, task)
+            cpu = [0.0]
+
+            def before() -> None:
+                if server.pid is not None:
+                    measure.reset_peak(server.pid)
+                    cpu[0] = measure.cpu_seconds(server.pid)
+
+            results = self._load.run(*stages, before=before)
+            outcomes = [outcome for stage in results for outcome in stage]
+            return _round_of(outcomes, server.pid, cpu[0])
+        finally:
+            if not server.died():
+                self._load.run([attrs.evolve(task, kind="delete")])
+
+    def _boot(self, case: Case, server: Server) -> Round:
+        """Stops the server and starts it on what it holds, until it answers a lookup in it."""
+        if server.target.command is None:
+            raise TargetError("was not started by the harness, so it can't be started again")
+        server.stop()
+        start = time.monotonic()
+        server.launch()
+        server.wait_until_listening(300.0)
+        task = attrs.evolve(self._task(case, server, "warm-up"), kind="lookup", version=-1, count=1)
+        while True:
+            try:
+                self._load.run([task])
+                break
+            except LoadError:  # UNAVAILABLE until the index is loaded
+                if time.monotonic() > start + 300 or server.died():
+                    raise
+        seconds = time.monotonic() - start
+        pid = server.pid
+        assert pid is not None
+        cpu, peak = measure.cpu_seconds(pid), measure.peak_memory(pid)
+        return Round(seconds=seconds, bytes=0, samples=(seconds,), server_cpu=cpu, peak=peak)
+
+
+def _stages(scenario: Scenario, point: Point, task: Task) -> list[list[Task]]:
+    """Who does what, one stage after the other."""
+    if scenario.kind == "fetch":
+        upload = attrs.evolve(task, kind="upload", count=1)
+        return [[upload], [attrs.evolve(task, kind="download", version=-1, count=1)] * point.at_once]
+    if scenario.kind in ("lookup", "watch"):
+        small = attrs.evolve(task, size=task.size or 1000)
+        return [[attrs.evolve(small, kind=scenario.kind, at_once=point.at_once)]]
+    return [[attrs.evolve(task, kind=scenario.kind)] * point.at_once]
+
+
+def _round_of(outcomes: Sequence[Outcome], pid: int | None, cpu_before: float) -> Round:
+    seconds = max(outcome.end for outcome in outcomes) - min(outcome.start for outcome in outcomes)
+    return Round(
+        seconds=seconds,
+        bytes=sum(outcome.bytes for outcome in outcomes),
+        samples=tuple(sample for outcome in outcomes for sample in outcome.samples),
+        server_cpu=measure.cpu_seconds(pid) - cpu_before if pid is not None else math.nan,
+        client_cpu=sum(outcome.cpu for outcome in outcomes),
+        busiest=max(outcome.cpu / max(1e-9, outcome.end - outcome.start) for outcome in outcomes),
+        peak=measure.peak_memory(pid) if pid is not None else math.nan,
+    )

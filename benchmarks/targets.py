@@ -1,0 +1,163 @@
+"""What is measured: servers that the harness starts in a fresh directory, and those that run already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from benchmarks import measure
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+_DOCKER_REGISTRY = """\
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {0}/data}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}
+http: {{addr: "127.0.0.1:0", secret: benchmarks}}
+"""
+
+
+class TargetError(Exception):
+    """A target did not start, or died: what a row reports as the reason."""
+
+
+def _module(name: str) -> Callable[[Path, int], list[str]]:
+    return lambda directory, chunk: [sys.executable, "-m", name, str(directory), str(chunk)]
+
+
+def _modelreg(directory: Path, chunk: int) -> list[str]:
+    options = ["--host=127.0.0.1", "--port=0", f"--archive_dir={directory}", f"--sent_version_chunk_size={chunk}"]
+    return [sys.executable, "-m", "modelreg", "serve", *options, "--log_level=warning"]
+
+
+def _docker_registry(directory: Path, chunk: int) -> list[str]:
+    config = directory / "config.yml"
+    config.write_text(_DOCKER_REGISTRY.format(directory))
+    return ["docker-registry", "serve", str(config)]
+
+
+_BYTES = frozenset({"upload", "download", "fetch"})
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """*command* gives the command line for a directory and the size of the chunks to send. *kinds* are those of scenarios that
+    it can do; *transient* says whether it has versions that are not stored. *checked* is false where replies are made up.
+    """
+
+    name: str
+    meaning: str
+    command: Callable[[Path, int], list[str]] | None = None
+    address: str = ""  # of one that runs already
+    client: str = ""  # instead of the scenario's
+    kinds: frozenset[str] = _BYTES | {"lookup", "watch", "boot"}
+    transient: bool = True
+    checked: bool = True
+
+
+TARGETS = (
+    Target(name="modelreg", meaning="this project", command=_modelreg),
+    Target(name="purerpc", meaning="modelreg on purerpc's own transport", command=_module("benchmarks.purerpc_server")),
+    Target(
+        name="reference",
+        meaning="a plain server on gRPC's C core (grpcio, threads)",
+        command=_module("benchmarks.reference"),
+        kinds=_BYTES | {"lookup", "watch"},
+    ),
+    Target(
+        name="docker-registry",
+        meaning="blobs over HTTP, by one of the most used registries",
+        command=_docker_registry,
+        client="http",
+        kinds=_BYTES - {"fetch"},
+        transient=False,
+    ),
+)
+# Not a target but a limit: the same client, against a server that does nothing.
+NULL = Target(
+    name="null server",
+    meaning="the client's own limit: a server that does nothing",
+    command=lambda directory, chunk: [sys.executable, "-m", "benchmarks.null", str(chunk)],
+    kinds=_BYTES | {"lookup"},
+    checked=False,
+)
+
+
+def available() -> list[Target]:
+    return [target for target in TARGETS if target.name != "docker-registry" or shutil.which("docker-registry")]
+
+
+class Server:
+    """A target that is running, or was. Its directory is this object's, and goes with `close`."""
+
+    def __init__(self, target: Target, directory: Path, chunk: int) -> None:
+        self.target, self.directory, self.chunk = target, directory, chunk
+        self.address = target.address
+        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = directory.with_name(directory.name + ".log")
+        directory.mkdir(parents=True)
+        if target.address:
+            self.pid = measure.process_at(int(target.address.rpartition(":")[2]))
+
+    def launch(self) -> None:
+        if self.target.command is None:
+            return
+        command = self.target.command(self.directory, self.chunk)
+        with self._output.open("wb") as output:
+            # A session of its own: Ctrl-C is ours, and then we stop it.
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        self.pid = self._process.pid
+
+    def wait_until_listening(self, timeout: float = START_SECONDS) -> None:
+        deadline = time.monotonic() + timeout
+        while self._process is not None:
+            if self._process.poll() is not None:
+                raise TargetError(f"{self.target.name} ended with code {self._process.returncode}{self.last_words()}")
+            if port := measure.listening(self._process.pid):
+                self.address = f"127.0.0.1:{port}"
+                return
+            if time.monotonic() > deadline:
+                raise TargetError(f"{self.target.name} did not listen within {timeout:g} s{self.last_words()}")
+            time.sleep(0.005)
+
+    def last_words(self) -> str:
+        lines = self._output.read_text(errors="replace").strip().splitlines() if self._output.exists() else []
+        return f": {lines[-1][:300]}" if lines else ""
+
+    def died(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # children too, and a server that won't stop
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self._output.unlink(missing_ok=True)
