@@ -47,6 +47,18 @@ class Unavailable(ModelregError):
     status = StatusCode.UNAVAILABLE
 
 
+class Unauthenticated(ModelregError):
+    """The registry wants a token, and the call has none that it knows."""
+
+    status = StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ModelregError):
+    """The call's token is for reading only."""
+
+    status = StatusCode.PERMISSION_DENIED
+
+
 class StorageFailed(ModelregError):
     """Writing failed in a way that has nothing to do with the request (an I/O error). The cause is in the log."""
 

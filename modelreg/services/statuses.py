@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -12,9 +13,10 @@ from purerpc.rpc import Cardinality
 from purerpc.server import BoundRPCMethod, Service
 
 from modelreg.errors import ModelregError
+from modelreg.transport import Request
 
-# Raises an error where calls can't be answered (any more).
-Gate = Callable[[], None]
+# Told a method's name and the request; raises one of the domain's errors where the call may not pass.
+Gate = Callable[[str, Request], None]
 
 
 def failure(code: StatusCode, message: str) -> Exception:
@@ -29,14 +31,14 @@ def translated(service: Service, gate: Gate) -> Service:
     for name, bound in service.methods.items():
         reply_stream = bound.signature.cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM)
         wrap = _translated_stream if reply_stream else _translated_call
-        result.methods[name] = BoundRPCMethod(wrap(bound.method_fn, gate), bound.signature)
+        result.methods[name] = BoundRPCMethod(wrap(bound.method_fn, functools.partial(gate, name)), bound.signature)
     return result
 
 
-def _translated_call(function: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
-    async def call(argument: object, request: object) -> object:
+def _translated_call(function: Callable[..., Any], gate: Callable[[Request], None]) -> Callable[..., Any]:
+    async def call(argument: object, request: Request) -> object:
         try:
-            gate()
+            gate(request)
             return await function(argument, request=request)
         except ModelregError as error:
             raise failure(error.status, str(error)) from error
@@ -44,10 +46,10 @@ def _translated_call(function: Callable[..., Any], gate: Gate) -> Callable[..., 
     return call
 
 
-def _translated_stream(function: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
-    async def stream(argument: object, request: object) -> AsyncGenerator[object, None]:
+def _translated_stream(function: Callable[..., Any], gate: Callable[[Request], None]) -> Callable[..., Any]:
+    async def stream(argument: object, request: Request) -> AsyncGenerator[object, None]:
         try:
-            gate()
+            gate(request)
             async with aclosing(function(argument, request=request)) as replies:
                 async for reply in replies:
                     yield reply

@@ -1,0 +1,103 @@
+"""Tokens: who may call at all, and who may change something.
+
+The token file holds one a line, after what it allows; empty lines and those that begin with ``#`` don't count::
+
+    read-write  GH670ploT…
+    read-only   x1Tz…
+
+Clients send theirs as metadata, ``authentication-token: …`` or ``authorization: Bearer …`` (RFC 6750, section 2.1). Tokens are kept, and compared in constant
+time, as hashes: none can reach a log or a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from modelreg.errors import PermissionDenied, Unauthenticated
+
+READ_WRITE = "read-write"
+READ_ONLY = "read-only"
+
+# Shorter ones can be guessed.
+SHORTEST_TOKEN = 8
+
+_HINT = "send metadata authentication-token, or authorization: Bearer"
+
+
+class TokensUnusable(Exception):
+    """The token file can't be read, or has a line that isn't one; the text says which, and holds no token."""
+
+
+class _Request(Protocol):
+    @property
+    def custom_metadata(self) -> Iterable[tuple[str, str | bytes]]: ...
+
+
+@attrs.frozen
+class Tokens:
+    """The tokens that are known, each by its hash, and whether it may write."""
+
+    known: tuple[tuple[bytes, bool], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Tokens:
+        """Read a token file. Raises TokensUnusable."""
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"the token file {str(path)!r} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+            raise TokensUnusable(msg) from error
+        known = []
+        for number, line in enumerate(lines, start=1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) != 2 or words[0] not in (READ_WRITE, READ_ONLY) or len(words[1]) < SHORTEST_TOKEN:
+                msg = (
+                    f"line {number} of the token file {str(path)!r} isn't '{READ_WRITE}' or '{READ_ONLY}' "
+                    f"and a token of at least {SHORTEST_TOKEN} characters"
+                )
+                raise TokensUnusable(msg)
+            known.append((_hash(words[1]), words[0] == READ_WRITE))
+        if not known:
+            msg = f"the token file {str(path)!r} holds no token: nobody could call"
+            raise TokensUnusable(msg)
+        return cls(tuple(known))
+
+    def check(self, request: _Request, *, writes: bool) -> None:
+        """Raise Unauthenticated without a known token, PermissionDenied with one that may not do what the call does."""
+        presented = [_hash(token) for token in _presented(request)]
+        if not presented:
+            msg = f"this registry wants a token: {_HINT}"
+            raise Unauthenticated(msg)
+        # Every pair is compared, so that the time tells nothing about which one matched.
+        matches = [
+            may_write for token in presented for known, may_write in self.known if hmac.compare_digest(token, known)
+        ]
+        if not matches:
+            msg = f"this registry doesn't know the token: {_HINT}"
+            raise Unauthenticated(msg)
+        if writes and not any(matches):
+            raise PermissionDenied("the token is read-only: a call that changes something needs a read-write one")
+
+
+def _presented(request: _Request) -> Iterable[str]:
+    for name, value in request.custom_metadata:
+        if isinstance(value, bytes):
+            continue
+        if name == "authentication-token":
+            yield value
+        elif name == "authorization":
+            scheme, _, token = value.partition(" ")
+            if scheme.lower() == "bearer":
+                yield token.strip()
+
+
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
