@@ -24,6 +24,9 @@ class VersionIndex:
     def __iter__(self) -> Iterator[VersionInfo]:
         return map(self._by_number.__getitem__, self._numbers)
 
+    def __getitem__(self, number: int) -> VersionInfo:
+        return self._by_number[number]
+
     @property
     def newest(self) -> VersionInfo | None:
         return self._by_number[self._numbers[-1]] if self._numbers else None

@@ -11,6 +11,7 @@ from modelreg.errors import NotFound
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo
+from modelreg.registry.requests import RequestMemory
 from modelreg.registry.watch import Bell
 from modelreg.storage.sidecars import ModelRecord
 
@@ -22,15 +23,19 @@ class Model:
         info: what callers are told of it.
         versions: those that are available.
         numbers: gives its versions' numbers.
+        requests: what became of uploads that may be tried again.
         changed: rung when a version became available, when the model is deleted, and when the registry stops.
         record: held while the model's record is written.
         deleted: nothing can be committed to it any more.
     """
 
-    def __init__(self, info: ModelInfo, versions: VersionIndex, numbers: VersionNumbers) -> None:
+    def __init__(
+        self, info: ModelInfo, versions: VersionIndex, numbers: VersionNumbers, requests: RequestMemory
+    ) -> None:
         self.info = info
         self.versions = versions
         self.numbers = numbers
+        self.requests = requests
         self.changed = Bell()
         self.record = trio.Lock()
         self.deleted = False

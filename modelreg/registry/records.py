@@ -50,7 +50,7 @@ class VersionInfo:
             user_data=record.user_data,
         )
 
-    def to_record(self) -> VersionRecord:
+    def to_record(self, request_id: str | None = None) -> VersionRecord:
         return VersionRecord(
             model_id=self.model_id,
             version_number=self.number,
@@ -58,6 +58,7 @@ class VersionInfo:
             sha256=self.digest.hex(),
             size=self.size,
             user_data=self.user_data,
+            request_id=request_id,
         )
 
 
@@ -74,6 +75,8 @@ class UploadHeader:
     # Nanoseconds since the Unix epoch; None is the time of the commit.
     timestamp: int | None = None
     user_data: Mapping[str, str] = attrs.field(factory=dict)
+    # The client's name for this request, the same when it tries again; see registry/requests.py. None for none.
+    request_id: str | None = None
 
 
 def check_model_id(model_id: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from weakref import WeakValueDictionary
 
 import attrs
@@ -16,8 +17,10 @@ from modelreg.registry.index import VersionIndex
 from modelreg.registry.model import Model, no_model
 from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo, check_model_id
+from modelreg.registry.requests import REMEMBERED, RequestMemory
 from modelreg.registry.transfer import Upload, VersionReader, open_blob
 from modelreg.storage.archive import Archive, Incoming
+from modelreg.storage.recovery import FoundModel
 from modelreg.storage.transient import TransientIncoming, TransientStore
 
 # How long writing back the number ceilings may take when the registry closes, in seconds.
@@ -62,11 +65,7 @@ class Registry:
         )
         self._models: dict[str, Model] = {}
         for found in archive.found:
-            self._models[found.record.model_id] = Model(
-                ModelInfo(model_id=found.record.model_id, user_data=found.record.user_data),
-                VersionIndex(map(VersionInfo.from_record, found.versions)),
-                VersionNumbers(found.highest_number, found.record.number_ceiling),
-            )
+            self._models[found.record.model_id] = _restored(found)
         self._model_ids = sorted(self._models)
         # Held while a model is created, changed or deleted.
         self._locks: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
@@ -80,7 +79,7 @@ class Registry:
         async with self._lock(model_id):
             model = self._models.get(model_id)
             if model is None:
-                model = Model(info, VersionIndex(), VersionNumbers(0, 0))
+                model = Model(info, VersionIndex(), VersionNumbers(0, 0), RequestMemory())
                 await self._archive.write_model(model.to_record(0))
                 self._models[model_id] = model
                 insort(self._model_ids, model_id)
@@ -137,16 +136,23 @@ class Registry:
         """Version *number* of a model; if that's negative, the n-th to last of those available now."""
         return self._version(self._model(model_id), number)
 
+    def committed(self, header: UploadHeader) -> VersionInfo | None:
+        """The version that came of an upload's request when it was sent before; None for one that's new, or has no id."""
+        model = self._model(header.model_id)
+        return None if header.request_id is None else model.requests.find(header.request_id)
+
     @asynccontextmanager
     async def upload(self, header: UploadHeader) -> AsyncIterator[Upload]:
         """A new version, to be written and committed within the context. Nothing is left of one that isn't committed."""
         model = self._model(header.model_id)
         if header.stored:
             async with self._archive.incoming(header.size) as storing:
-                yield Upload(header, storing, lambda: self._commit_stored(model, header, storing))
+                store = partial(self._commit_stored, model, header, storing)
+                yield Upload(header, storing, partial(_once, model, header, store))
         else:
             async with self._transient.incoming(header.size) as caching:
-                yield Upload(header, caching, lambda: self._commit_transient(model, header, caching))
+                cache = partial(self._commit_transient, model, header, caching)
+                yield Upload(header, caching, partial(_once, model, header, cache))
 
     @asynccontextmanager
     async def read(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
@@ -227,7 +233,7 @@ class Registry:
                 number = model.numbers.take()
                 try:
                     version = self._describe(header, number, digest)
-                    await self._archive.store_version(version.to_record(), incoming)
+                    await self._archive.store_version(version.to_record(header.request_id), incoming)
                     await model.numbers.turn(number)
                     self._make_available(model, version)
                     committed = True
@@ -314,6 +320,30 @@ class Registry:
         for model in self._models.values():
             if model.numbers.reserved:
                 await self._archive.write_model(model.to_record(model.numbers.highest))
+
+
+def _restored(found: FoundModel) -> Model:
+    """A model that was there at boot."""
+    versions = VersionIndex(map(VersionInfo.from_record, found.versions))
+    named = [(record.request_id, record.version_number) for record in found.versions if record.request_id is not None]
+    return Model(
+        ModelInfo(model_id=found.record.model_id, user_data=found.record.user_data),
+        versions,
+        VersionNumbers(found.highest_number, found.record.number_ceiling),
+        RequestMemory((request_id, versions[number]) for request_id, number in named[-REMEMBERED:]),
+    )
+
+
+async def _once(model: Model, header: UploadHeader, commit: Callable[[], Awaitable[VersionInfo]]) -> VersionInfo:
+    """Commit an upload, unless the same request was committed meanwhile."""
+    if header.request_id is None:
+        return await commit()
+    async with model.requests.lock(header.request_id):
+        version = model.requests.find(header.request_id)
+        if version is None:
+            version = await commit()
+            model.requests.remember(header.request_id, version)
+    return version
 
 
 @asynccontextmanager

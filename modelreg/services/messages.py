@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
+from modelreg.registry.requests import LONGEST_REQUEST_ID
 
 DIGEST_BYTES = 32
+
+# Metadata that names an upload: sent again with the same one, it isn't stored twice.
+REQUEST_ID_KEY = "modelreg-request-id"
 
 
 def model_message(model: ModelInfo) -> api.ModelInfo:
@@ -28,8 +33,8 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
     )
 
 
-def upload_header(message: api.ModelVersionInfo) -> UploadHeader:
-    """What an upload's header says. Raises InvalidArgument where its hash can't be one."""
+def upload_header(message: api.ModelVersionInfo, metadata: Iterable[tuple[str, str | bytes]]) -> UploadHeader:
+    """What an upload's header and its call's metadata say. Raises InvalidArgument for a hash or request id that can't be one."""
     return UploadHeader(
         model_id=message.model_id,
         stored=message.archived,
@@ -37,7 +42,20 @@ def upload_header(message: api.ModelVersionInfo) -> UploadHeader:
         digest=_digest(message.data_hash),
         timestamp=message.creation_timestamp or None,
         user_data=dict(message.user_data),
+        request_id=_request_id(metadata),
     )
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    values = [value for name, value in metadata if name == REQUEST_ID_KEY and isinstance(value, str)]
+    if not values:
+        return None
+    if len(values) > 1 or not 1 <= len(values[0]) <= LONGEST_REQUEST_ID:
+        msg = (
+            f"metadata {REQUEST_ID_KEY} has to be one text of 1 to {LONGEST_REQUEST_ID} characters, a UUID for example"
+        )
+        raise InvalidArgument(msg)
+    return values[0]
 
 
 def _digest(data_hash: str) -> bytes | None:

@@ -17,7 +17,7 @@ from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.upload_body import Item
-from modelreg.transport import FileMessage
+from modelreg.transport import FileMessage, Request
 
 # The release of the interface that this is.
 COGMENT_API_VERSION = "2.22.0"
@@ -62,11 +62,17 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             page = self._registry.models(offset=offset, count=count)
         return api.RetrieveModelsReply(model_infos=map(model_message, page), next_model_handle=str(offset + len(page)))
 
-    async def CreateVersion(self, messages: AsyncIterator[Item]) -> api.CreateVersionReply:
+    async def CreateVersion(  # type: ignore[override]  # purerpc passes the request on to whoever names it
+        self, messages: AsyncIterator[Item], request: Request
+    ) -> api.CreateVersionReply:
         header = await anext(messages, None)
         if not isinstance(header, api.CreateVersionRequestChunk) or header.WhichOneof("msg") != "header":
             raise InvalidArgument("an upload begins with a message that holds a header")
-        async with self._registry.upload(upload_header(header.header.version_info)) as upload:
+        announced = upload_header(header.header.version_info, request.custom_metadata)
+        known = self._registry.committed(announced)
+        if known is not None:
+            return api.CreateVersionReply(version_info=version_message(known))
+        async with self._registry.upload(announced) as upload:
             async for item in messages:
                 if isinstance(item, memoryview):
                     await upload.write(item)

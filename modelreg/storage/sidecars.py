@@ -61,6 +61,8 @@ class VersionRecord:
     # Bytes.
     size: int = attrs.field(validator=attrs.validators.ge(0))
     user_data: Mapping[str, str]
+    # What the client called the request that this version came of; a request of this name sent again is the same one.
+    request_id: str | None = None
     format: int = RECORD_FORMAT
 
 
