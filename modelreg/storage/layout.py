@@ -22,6 +22,7 @@ directory, which holds the id in full.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import uuid
 from pathlib import Path
@@ -34,7 +35,7 @@ FORMAT_VERSION = 1
 # File systems in use allow names of 255 bytes.
 LONGEST_PLAIN_NAME = 200
 
-_SIDECAR_NAME = re.compile(r"(\d{10})\.json")
+_SIDECAR_NAME = re.compile(r"([0-9]{10})\.json")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 _UPPER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -62,7 +63,7 @@ def decode_id(name: str) -> str | None:
     try:
         text = re.sub(r"!([a-z])", lambda match: match[1].upper(), name).encode()
         model_id = re.sub(rb"%([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:  # no UTF-8 in the name, or behind it
         return None
     return model_id if encode_id(model_id) == name else None
 
@@ -105,7 +106,8 @@ class Layout:
 
     def quarantine_place(self, name: str) -> Path:
         """A free name in the quarantine for something of this name."""
-        return self.quarantine / f"{name[:150]}.{uuid.uuid4().hex[:12]}"
+        beginning = os.fsdecode(os.fsencode(name)[:150])
+        return self.quarantine / f"{beginning}.{uuid.uuid4().hex[:12]}"
 
     def blob(self, digest: bytes) -> Path:
         """Where content of this SHA-256 lies."""
