@@ -70,7 +70,9 @@ def test_an_id_can_not_pass_for_the_long_form_of_another() -> None:
     assert encode_id(encode_id("x" * 300)) != encode_id("x" * 300)
 
 
-@pytest.mark.parametrize("name", ["A", "%4", "%41", "!A", "!", "é", "%ff", "a~b", ".hidden", "%2E", "\udcff", "!\udcff"])
+@pytest.mark.parametrize(
+    "name", ["A", "%4", "%41", "!A", "!", "é", "%ff", "a~b", ".hidden", "%2E", "\udcff", "!\udcff"]
+)
 def test_what_is_no_encoded_id_is_not_decoded(name: str) -> None:
     assert decode_id(name) is None
 
@@ -105,7 +107,7 @@ def test_where_things_are() -> None:
     assert str(layout.version_sidecar("A", 17)) == "/archive/models/!a/versions/0000000017.json"
 
 
-@given(st.binary(min_size=1, max_size=255).map(os.fsdecode))
+@given(st.binary(min_size=1, max_size=255).filter(lambda name: not set(name) & set(b"/\0")).map(os.fsdecode))
 @example("é" * 127)
 @example("\udcff" * 255)
 def test_every_file_finds_a_place_in_quarantine(name: str) -> None:
