@@ -11,18 +11,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
-from purerpc.grpclib.exceptions import RpcFailedError  # type: ignore[import-untyped]
-from purerpc.grpclib.status import Status, StatusCode  # type: ignore[import-untyped]
-from purerpc.rpc import Cardinality  # type: ignore[import-untyped]
-from purerpc.server import Service  # type: ignore[import-untyped]
+from purerpc.grpclib.exceptions import RpcFailedError
+from purerpc.grpclib.status import Status, StatusCode
+from purerpc.rpc import Cardinality
+from purerpc.server import Service
 
-__all__ = ["Cardinality", "Method", "RpcFailedError", "Service", "Status", "StatusCode", "failure", "methods", "status_of"]
+__all__ = [
+    "Cardinality",
+    "Method",
+    "RpcFailedError",
+    "Service",
+    "Status",
+    "StatusCode",
+    "failure",
+    "methods",
+    "status_of",
+]
 
 
 class MessageType(Protocol):
     """What is asked of a protobuf message class."""
 
-    def FromString(self, data: bytes, /) -> object: ...  # noqa: N802
+    def FromString(self, data: bytes, /) -> object: ...
 
 
 class Handler(Protocol):

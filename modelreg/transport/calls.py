@@ -18,9 +18,8 @@ from typing import Protocol, cast
 import trio
 import trio.lowlevel
 
-from ._purerpc import Method, RpcFailedError, StatusCode, failure, status_of
+from ._purerpc import Method, RpcFailedError, StatusCode, status_of
 from .core import Core
-from .faults import ErrorCode
 from .files import FileMessage
 from .messages import PAUSE, MessageDecoder, StreamedMessages, WholeMessages, invalid
 from .signals import Signal
@@ -41,16 +40,39 @@ CONNECTION_BACKLOG = 256 * 1024
 """... and less than this for the whole connection. Beyond it a stream has at most one message queued."""
 
 
+REPLY_BACKLOG = 16 * 1024 * 1024
+"""No reply is serialized while so much is queued for its connection in memory."""
+
+
+class Gate:
+    """Holds up the calls of a connection while too much of their replies waits in memory for a client that doesn't read."""
+
+    def __init__(self, core: Core) -> None:
+        self._outbound = core.outbound
+        self._lot = trio.lowlevel.ParkingLot()
+
+    async def wait(self) -> None:
+        """Wait until there is room; no checkpoint if there is."""
+        while self._outbound.buffered > REPLY_BACKLOG:
+            await self._lot.park()
+
+    def open(self) -> None:
+        """Something was sent or given up."""
+        if self._lot and self._outbound.buffered <= REPLY_BACKLOG:
+            self._lot.unpark_all()
+
+
 class Logger(Protocol):
     """What is asked of a logger: structlog's, or the standard library's."""
 
-    def error(self, event: str, /, *args: object, exc_info: BaseException) -> object: ...
+    def exception(self, event: str, /, *args: object, exc_info: BaseException) -> object:
+        """Log an error with the traceback of `exc_info`."""
 
 
 class Serializable(Protocol):
     """A reply: a protobuf message."""
 
-    def SerializeToString(self) -> bytes: ...  # noqa: N802
+    def SerializeToString(self) -> bytes: ...
 
 
 class Requests:
@@ -129,6 +151,7 @@ class Call:
     def __init__(
         self,
         core: Core,
+        gate: Gate,
         stream: Stream,
         method: Method,
         decoder: Callable[[], MessageDecoder] | None,
@@ -137,6 +160,7 @@ class Call:
     ) -> None:
         self.stream = stream
         self._core = core
+        self._gate = gate
         self._method = method
         self._decoder = decoder
         self._max_message_bytes = max_message_bytes
@@ -185,12 +209,12 @@ class Call:
                 self._raised(rest)
             if cancelled is not None:
                 raise cancelled from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug in a handler costs its call, nothing else
             self._raised(error)
         finally:
-            if not stream.closed:
-                if not stream.sent and stream.trailers is None:
-                    core.withdraw(stream)
+            if not (stream.closed or stream.sent or stream.trailers):
+                core.withdraw(stream)
+            self._gate.open()
 
     async def _handle(self, requests: Requests) -> None:
         method = self._method
@@ -203,6 +227,7 @@ class Call:
             self._core.finish(self.stream, 0, "")
         else:
             reply = await cast(Awaitable[object], method.function(argument, request=request))
+            await self._gate.wait()
             self._core.reply(self.stream, _message(reply))
         if not self.stream.closed:
             await self._sent()
@@ -211,6 +236,7 @@ class Call:
         """Queue one message of a reply; returns when there is room for the next one."""
         stream = self.stream
         core = self._core
+        await self._gate.wait()
         message = _message(reply)
         core.send_message(stream, message)
         if isinstance(message, FileMessage):
@@ -240,7 +266,7 @@ class Call:
         if isinstance(single, RpcFailedError):
             self._fail(*status_of(single))
             return
-        self._logger.error("a handler raised an exception: %s", self.stream.request.path, exc_info=error)
+        self._logger.exception("a handler raised an exception: %s", self.stream.request.path, exc_info=error)
         self._fail(StatusCode.INTERNAL.value, "internal error")
 
     def _fail(self, code: int, message: str) -> None:
@@ -253,6 +279,3 @@ class Call:
 
 def _message(reply: object) -> bytes | FileMessage:
     return reply if isinstance(reply, FileMessage) else cast(Serializable, reply).SerializeToString()
-
-
-__all__ = ["Call", "ErrorCode", "Logger", "Requests", "failure"]

@@ -19,18 +19,24 @@ import trio.lowlevel
 
 from ._purerpc import Method, StatusCode
 from .buffers import Buffer, BufferPool, WindowPool
-from .calls import Call, Logger
+from .calls import Call, Gate, Logger
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
 from .limits import Limits
 from .messages import MessageDecoder
 from .outbound import Plan
 from .signals import Signal
-from .streams import FilePiece, Stream
-from .wire import StreamWire, prefetch, wire_for
+from .streams import Stream
+from .wire import LOST, prefetch, wire_for
 
 CONGESTED = 1 << 20
 """Bytes of urgent frames that a peer may leave unread before nothing more is read from it."""
+
+LINGER_BYTES = 256 * 1024
+"""What is still read, and dropped, from a peer that was told GOAWAY."""
+
+DRAIN_PATIENCE = 1.0
+"""Seconds a draining client has to answer the PING between the two GOAWAY frames."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
@@ -40,7 +46,11 @@ class Shared:
     """What all connections of a server have in common."""
 
     def __init__(
-        self, methods: Mapping[str, Method], streamed: Mapping[str, Callable[[], MessageDecoder]], limits: Limits, logger: Logger
+        self,
+        methods: Mapping[str, Method],
+        streamed: Mapping[str, Callable[[], MessageDecoder]],
+        limits: Limits,
+        logger: Logger,
     ) -> None:
         self.methods = methods
         self.streamed = streamed
@@ -64,9 +74,13 @@ class Connection:
         self._drained = Signal()  # the writer has sent what congested the connection
         self.core.outbound.wake = self._writable.set
         self._nursery: trio.Nursery | None = None
-        self._closing = False  # nothing more is read; flush, then end
+        self._gate = Gate(self.core)
+        self._plan: Plan | None = None  # what is being written
+        self._flushed = trio.Event()  # the last byte was written
+        self._failed = False
         self._began = self._heard = self._busy = trio.current_time()
-        self._partial_since: float | None = None
+        self._partial_since: float | None = None  # since when the rest of a frame is due,
+        self._partial_of = 0  # and which frame that is
         self._drain_began: float | None = None
         self._pinged = 0.0
 
@@ -82,23 +96,14 @@ class Connection:
                     await self._end(fault)
                 nursery.cancel_scope.cancel()
         except Exception as error:
-            self._shared.logger.error("a connection failed", exc_info=error)
+            self._shared.logger.exception("a connection failed", exc_info=error)
         finally:
-            self._forget_plan()
-            if isinstance(self.wire, StreamWire):
-                with trio.CancelScope(shield=True):
-                    await self.wire.aclose()
-            else:
-                self.wire.close()
-
-    _plan: Plan | None = None
-
-    def _forget_plan(self) -> None:
-        if self._plan is not None:
-            self.core.outbound.done(self._plan)
-            self._plan = None
-        for stream in list(self.core.streams.values()):
-            stream.drop_inbox()
+            if self._plan is not None:
+                self.core.outbound.done(self._plan)
+            for stream in self.core.streams.values():
+                stream.drop_inbox()
+            with trio.CancelScope(shield=True):
+                await self.wire.aclose()
 
     # ---- in -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +113,7 @@ class Connection:
         buffer = pool.take()
         used = 0
         try:
-            while not self._closing:
+            while True:
                 if core.outbound.urgent_bytes > CONGESTED:
                     await self._drained.wait()
                     continue
@@ -121,7 +126,7 @@ class Connection:
                     used = 0
                 try:
                     count = await self.wire.receive_into(buffer.view[used:])
-                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                except LOST:
                     return
                 if count == 0:
                     return
@@ -143,8 +148,9 @@ class Connection:
             data = data[taken:]
         if not core.splitter.inside_control:
             self._partial_since = None
-        elif self._partial_since is None:
+        elif self._partial_since is None or core.splitter.completed != self._partial_of:
             self._partial_since = now
+            self._partial_of = core.splitter.completed
 
     def _start_calls(self) -> None:
         core = self.core
@@ -164,7 +170,8 @@ class Connection:
             if method is None:
                 core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {path[1:]}")
                 continue
-            call = Call(core, stream, method, shared.streamed.get(path), shared.limits.max_message_bytes, shared.logger)
+            decoder = shared.streamed.get(path)
+            call = Call(core, self._gate, stream, method, decoder, shared.limits.max_message_bytes, shared.logger)
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._run, call, name=path)
@@ -173,7 +180,8 @@ class Connection:
         try:
             await call.run()
         except ConnectionFault as fault:
-            self._break(fault)
+            self._shared.logger.exception("a connection failed", exc_info=fault)
+            self._cancel()
         finally:
             del self.calls[call.stream.id]
             if not self.calls:
@@ -193,89 +201,76 @@ class Connection:
                     self._warm()
                 if plan is None:
                     if self._finished():
-                        await self._hang_up()
-                        return
+                        break
                     await self._writable.wait()
                     continue
                 await wire.send(plan)
                 self._plan = None
                 outbound.done(plan)
+                self._gate.open()
                 if congested:
                     self._drained.set()
                 if plan.has_files:
                     self._drop_truncated(plan)
                 await trio.lowlevel.checkpoint()
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self._cancel()  # the reader may be waiting for us
+            # Everything is said. The peer closes its side when it has read that, which ends the reader.
+            await wire.finish()
+            self._flushed.set()
+            await trio.sleep(FLUSH_TIMEOUT)
+        except LOST:
+            pass
         except ConnectionFault as fault:
-            self._break(fault)
+            self._shared.logger.exception("a connection failed", exc_info=fault)
+        self._cancel()
+
+    def _finished(self) -> bool:
+        """Whether nothing more will ever be sent."""
+        core = self.core
+        if self._failed:
+            return True
+        return not self.calls and not core.streams and (core.drained or core.peer_leaves)
 
     def _drop_truncated(self, plan: Plan) -> None:
+        """A file was shorter than its message, which can neither be completed nor taken back."""
         for stream in plan.streams:
             if stream.file is not None and stream.file.truncated:
                 self.core.abort(stream, ErrorCode.INTERNAL_ERROR)
         self._start_calls()
 
-    def _finished(self) -> bool:
-        if self.calls or self.core.streams:
-            return False
-        return self.core.peer_leaves or (self.core.refusing and self._drain_over())
-
-    def _drain_over(self) -> bool:
-        return self._drain_began is not None
-
-    async def _hang_up(self) -> None:
-        """Everything is said: close our side, and give the peer a moment to read it before the socket goes."""
-        with trio.move_on_after(FLUSH_TIMEOUT):
-            try:
-                await self.wire.finish()
-                memory = memoryview(bytearray(4096))
-                while self._closing and await self.wire.receive_into(memory):
-                    pass
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                pass
-        self._cancel()
-
     def _warm(self) -> None:
-        """Have the pages of files read in a thread."""
         assert self._nursery is not None
         for stream in self.core.outbound.cold:
             self._nursery.start_soon(self._prefetch, stream)
         self.core.outbound.cold.clear()
 
     async def _prefetch(self, stream: Stream) -> None:
-        piece = stream.file
-        if piece is not None and not stream.closed:
-            length = min(piece.left, 4 << 20)
-            await _prefetch(piece, length, self._shared.prefetches)
+        if stream.file is not None and stream.out_bytes:
+            await prefetch(stream.file, self._shared.prefetches)
         stream.parked = False
         self.core.outbound.resume(stream)
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
     async def _end(self, fault: ConnectionFault) -> None:
-        """The peer broke the rules: tell it, and end."""
-        self._closing = True
+        """The peer broke the rules: tell it, stop its calls, and give it a moment to read why.
+
+        A socket that is closed with unread bytes makes the peer forget what it has not read, so some are taken in.
+        """
+        self._failed = True
         self.core.fail(fault.code, str(fault))
-        for call in list(self.calls.values()):
+        for call in self.calls.values():
             call.cancel(StatusCode.UNAVAILABLE, "the connection is closed")
         with trio.move_on_after(FLUSH_TIMEOUT):
-            while self.core.outbound.urgent or self._plan is not None:
-                await self._flushed()
-            await self.wire.finish()
-            memory = memoryview(bytearray(65536))
-            try:
-                while await self.wire.receive_into(memory):
-                    await trio.lowlevel.checkpoint()
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-
-    async def _flushed(self) -> None:
-        await trio.sleep(0.01)
-
-    def _break(self, fault: ConnectionFault) -> None:
-        self._shared.logger.error("a connection failed", exc_info=fault)
-        self._cancel()
+            await self._flushed.wait()
+            memory = memoryview(bytearray(LINGER_BYTES))
+            while memory:
+                try:
+                    count = await self.wire.receive_into(memory)
+                except LOST:
+                    return
+                if count == 0:
+                    return
+                memory = memory[count:]
 
     def _cancel(self) -> None:
         if self._nursery is not None:
@@ -285,56 +280,52 @@ class Connection:
         """No more calls; close when those that run are done."""
         if self._drain_began is None:
             self._drain_began = trio.current_time()
-            self.core.begin_drain()
-            self._writable.set()
+            if self.core.splitter.established:
+                self.core.begin_drain()
+            else:
+                self._cancel()
 
     def stop_calls(self) -> None:
         """The grace is over: UNAVAILABLE for those that still run."""
+        self.core.end_drain()
         for call in self.calls.values():
             call.cancel(StatusCode.UNAVAILABLE, "the server is stopping")
-
-    def close(self) -> None:
-        """End at once."""
-        self._cancel()
 
     # ---- the clock ------------------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """Called about once a second: everything that ends a connection because of time."""
-        limits = self._shared.limits
-        if not self.core.splitter.established:
-            if now - self._began > limits.handshake_timeout:
-                self._cancel()
+        if self._is_dead(now):
+            self._cancel()
             return
-        if self._partial_since is not None and now - self._partial_since > limits.handshake_timeout:
-            self._cancel()
-        blocked = self.wire.blocked_since
-        if blocked is not None and now - blocked > limits.stall_timeout:
-            self._cancel()
-        if self.core.ping_pending:
+        limits = self._shared.limits
+        core = self.core
+        if core.ping_pending:
             if self._heard >= self._pinged:
-                self.core.ping_pending = False
-            elif now - self._pinged > limits.keepalive_timeout:
-                self._cancel()
+                core.ping_pending = False
         elif now - self._heard > limits.keepalive_interval:
             self._pinged = now
-            self.core.ping()
-        if not self.calls and now - self._busy > limits.idle_timeout:
+            core.ping()
+        if self._drain_began is not None and now - self._drain_began >= DRAIN_PATIENCE:
+            core.end_drain()
+        elif not self.calls and now - self._busy > limits.idle_timeout:
             self.drain()
+        for stream in list(core.streams.values()):
+            if not stream.out_bytes:
+                continue
+            if stream.stalled_since is None:
+                stream.stalled_since = now
+            elif now - stream.stalled_since > limits.stream_stall_timeout:
+                core.abort(stream, ErrorCode.CANCEL)
+        self._start_calls()
 
-
-async def _prefetch(piece: FilePiece, length: int, limiter: trio.CapacityLimiter) -> None:
-    import os
-
-    try:
-        fd = os.dup(piece.fd)
-    except OSError:
-        piece.checked_until = piece.offset + length
-        return
-    try:
-        await trio.to_thread.run_sync(prefetch, fd, piece.offset, length, limiter=limiter)
-    except OSError:
-        pass  # the error is met again where the bytes are sent
-    finally:
-        os.close(fd)
-    piece.checked_until = piece.offset + length
+    def _is_dead(self, now: float) -> bool:
+        limits = self._shared.limits
+        if not self.core.splitter.established:
+            return now - self._began > limits.handshake_timeout
+        if self._partial_since is not None and now - self._partial_since > limits.handshake_timeout:
+            return True
+        blocked = self.wire.blocked_since
+        if blocked is not None and now - blocked > limits.stall_timeout:
+            return True
+        return self.core.ping_pending and self._heard < self._pinged and now - self._pinged > limits.keepalive_timeout

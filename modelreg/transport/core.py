@@ -38,6 +38,7 @@ SMALL_REPLY = 16 * 1024
 JOIN_BELOW = 64 * 1024
 """Messages up to this size are copied behind their prefix, which is cheaper than a piece of their own."""
 
+WHOLE_BLOCK = frames.END_HEADERS | frames.END_STREAM
 LAST_STREAM_ID = 2**31 - 1
 DRAIN_PING = b"draining"
 KEEPALIVE_PING = b"areyouin"
@@ -60,6 +61,7 @@ class Core:
         )
         self.streams: dict[int, Stream] = {}
         self.refusing = False  # draining: no stream is accepted any more
+        self.drained = False  # ... and the client knows which was the last
         self.peer_leaves = False  # the client has said GOAWAY
         self.ping_pending = False
         self.payload_received = 0
@@ -152,7 +154,7 @@ class Core:
         if stream is None:
             if not self.engine.was_reset_here(stream_id):  # else it was under way when our RST_STREAM was
                 self._count(frames.DATA)
-                self.engine.data_ended(stream_id, end_stream)
+                self.engine.stray_data(stream_id, end_stream)
         elif not stream.closed:
             if padding:
                 stream.recv_total -= padding
@@ -161,11 +163,15 @@ class Core:
                 if stream.request.content_length not in (None, stream.recv_total):
                     self.abort(stream, ErrorCode.PROTOCOL_ERROR)
                 else:
-                    self.engine.data_ended(stream_id, True)
+                    self.engine.data_ended(stream.handle)
+                    self.stream_ended(stream_id)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if kind in (frames.HEADERS, frames.CONTINUATION):
-            self.engine.receive(raw)
+        if kind == frames.HEADERS or kind == frames.CONTINUATION:  # noqa: PLR1714 - the quicker way
+            if flags | frames.END_STREAM == WHOLE_BLOCK and stream_id > self.engine.highest_stream_id:
+                self.engine.request(stream_id, raw[frames.HEADER_SIZE :], flags & frames.END_STREAM != 0)
+            else:
+                self.engine.receive(raw)
             return
         if kind == frames.RST_STREAM:
             self._expect_known(stream_id)
@@ -348,17 +354,20 @@ class Core:
 
     def begin_drain(self) -> None:
         """First step: no more streams, please. Those under way when the client reads it get REFUSED_STREAM, which tells
-        the client that nothing was done and it may try elsewhere (RFC 9113, section 6.8)."""
+        the client that nothing was done and it may try elsewhere (RFC 9113, section 6.8).
+        """
         self.refusing = True
         self.outbound.control(frames.goaway(LAST_STREAM_ID, ErrorCode.NO_ERROR) + frames.ping(DRAIN_PING))
 
     def end_drain(self) -> None:
         """Second step, once the client has seen the first: the last stream that was looked at."""
-        self.outbound.control(frames.goaway(self.engine.highest_stream_id, ErrorCode.NO_ERROR))
+        if not self.drained:
+            self.drained = True
+            self.outbound.control(frames.goaway(self.engine.highest_stream_id, ErrorCode.NO_ERROR))
 
     def fail(self, code: ErrorCode, reason: str) -> None:
         """The last frame on this connection."""
-        self.refusing = True
+        self.refusing = self.drained = True
         self.outbound.control(frames.goaway(self.engine.highest_stream_id, code, reason))
 
     # ---- inside ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class FileMessage:
     offset: int
     length: int
 
-    def SerializeToString(self) -> bytes:  # noqa: N802
+    def SerializeToString(self) -> bytes:
         """The message as bytes, for transports that know nothing of files. Raises `EOFError` when the file is too short."""
         pieces = [self.prefix]
         offset, left = self.offset, self.length

@@ -107,10 +107,12 @@ class Splitter:
         "_skip",
         "_stream_id",
         "_want_pad_length",
+        "completed",
     )
 
     def __init__(self, sink: Sink, *, max_frame_bytes: int, max_header_bytes: int) -> None:
         self._sink = sink
+        self.completed = 0  # frames, for telling a slow peer from one that is stuck within a frame
         self._max_frame = max_frame_bytes
         self._max_header = max_header_bytes
         self._preface = PREFACE  # what of it is still to come
@@ -144,7 +146,7 @@ class Splitter:
     def feed(self, data: memoryview, max_frames: int = 1 << 30) -> int:
         """Take in `data`, but no more than `max_frames` frames of it; the number of bytes that were taken.
 
-        Raises `ConnectionFault`; the splitter is of no use afterwards.
+        A frame other than DATA counts for one and one more for each 16 bytes, as decoding headers is what costs most. Raises `ConnectionFault`; the splitter is of no use afterwards.
         """
         pos = 0
         end = len(data)
@@ -160,7 +162,8 @@ class Splitter:
             if self._body:
                 pos = self._feed_body(data, pos, end)
                 if len(self._body) == self._need and self._need > HEADER_SIZE:
-                    max_frames -= 1
+                    max_frames -= 1 + (self._need >> 4)
+                    self.completed += 1
                     raw = bytes(self._body)
                     self._body.clear()
                     self._need = HEADER_SIZE
@@ -173,21 +176,20 @@ class Splitter:
             length = high << 8 | low
             if kind == DATA and self._block_stream == 0 and self._settled:
                 max_frames -= 1
+                self.completed += 1
                 pos += HEADER_SIZE
                 self._begin_data(length, flags, stream_id & 0x7FFFFFFF)
                 continue
-            self._check_header(length, kind, flags, stream_id & 0x7FFFFFFF)
-            if self._skip:
+            if self._check_header(length, kind, flags, stream_id & 0x7FFFFFFF):
                 max_frames -= 1
                 pos += HEADER_SIZE
                 continue
             total = HEADER_SIZE + length
             if end - pos >= total:
-                max_frames -= 1
+                max_frames -= 1 + (total >> 4)
+                self.completed += 1
                 raw = bytes(data[pos : pos + total])
                 pos += total
-                if kind > CONTINUATION:
-                    continue
                 sink.frame(kind, flags, stream_id & 0x7FFFFFFF, raw)
             else:
                 self._body += data[pos:]
@@ -216,8 +218,7 @@ class Splitter:
                 body.clear()
                 self._begin_data(length, flags, stream_id)
                 return pos
-            self._check_header(length, kind, flags, stream_id)
-            if self._skip or kind > CONTINUATION:
+            if self._check_header(length, kind, flags, stream_id):
                 body.clear()
             elif length == 0:
                 raw = bytes(body)
@@ -266,8 +267,7 @@ class Splitter:
         left = self._left
         if left:
             take = end - pos
-            if take > left:
-                take = left
+            take = min(take, left)
             if take:
                 self._left = left - take
                 self._deposit(data[pos : pos + take])
@@ -286,8 +286,8 @@ class Splitter:
             self._sink.data_ends(self._stream_id, self._padding, self._end_stream)
         return pos
 
-    def _check_header(self, length: int, kind: int, flags: int, stream_id: int) -> None:
-        """Everything that can be known to be wrong before the payload is there."""
+    def _check_header(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
+        """Everything that can be known to be wrong before the payload is there. True for a frame that is to be skipped."""
         if length > self._max_frame:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
         if not self._settled:
@@ -322,6 +322,8 @@ class Splitter:
         elif kind != DATA:
             self._sink.frame(kind, flags, stream_id, b"")  # an extension (section 5.5): counted, not kept
             self._skip = length
+            return True
+        return False
 
     def _measure_block(self, length: int, flags: int) -> None:
         self._block_bytes += length

@@ -13,55 +13,51 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
-def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{attribute.name} must be positive")
-
-
 @attrs.frozen(kw_only=True)
 class Limits:
     """Bounds of one server. Sizes are bytes, times are seconds."""
 
-    max_connections: int = attrs.field(default=1024, validator=_positive)
+    max_connections: int = attrs.field(default=1024, validator=attrs.validators.gt(0))
     """Connections at once; further ones wait in the kernel's queue."""
 
-    max_concurrent_streams: int = attrs.field(default=4096, validator=_positive)
+    max_concurrent_streams: int = attrs.field(default=4096, validator=attrs.validators.gt(0))
     """Running handlers of one connection; further streams get REFUSED_STREAM. A watch is a running handler."""
 
-    max_message_bytes: int = attrs.field(default=4 * MIB, validator=_positive)
+    max_message_bytes: int = attrs.field(default=4 * MIB, validator=attrs.validators.gt(0))
     """One message, after decompression. Methods with a `MessageDecoder` have no such limit: they never hold a message."""
 
-    max_header_bytes: int = attrs.field(default=16 * KIB, validator=_positive)
+    max_header_bytes: int = attrs.field(default=16 * KIB, validator=attrs.validators.gt(0))
     """One header block, both as it is sent (over all CONTINUATIONs) and as it is decoded."""
 
-    max_frame_bytes: int = attrs.field(
-        default=MIB, validator=[attrs.validators.ge(2**14), attrs.validators.lt(2**24)]
-    )
+    max_frame_bytes: int = attrs.field(default=MIB, validator=[attrs.validators.ge(2**14), attrs.validators.lt(2**24)])
     """The frame size offered to clients (SETTINGS_MAX_FRAME_SIZE, 2**14 to 2**24 - 1)."""
 
-    stream_window: int = attrs.field(default=MIB, validator=_positive)
+    stream_window: int = attrs.field(default=MIB, validator=attrs.validators.gt(0))
     """What a client may send on a stream before the handler has consumed any of it."""
 
-    max_stream_window: int = attrs.field(default=8 * MIB, validator=_positive)
+    max_stream_window: int = attrs.field(default=8 * MIB, validator=attrs.validators.gt(0))
     """What the window of a stream with a `MessageDecoder` that keeps up may grow to."""
 
-    window_pool: int = attrs.field(default=64 * MIB, validator=_positive)
+    window_pool: int = attrs.field(default=64 * MIB, validator=attrs.validators.gt(0))
     """What all streams of the server together may have beyond `stream_window`."""
 
-    handshake_timeout: float = attrs.field(default=10.0, validator=_positive)
+    handshake_timeout: float = attrs.field(default=10.0, validator=attrs.validators.gt(0))
     """Time for preface and SETTINGS, and for the rest of any frame but DATA once it has begun."""
 
-    keepalive_interval: float = attrs.field(default=30.0, validator=_positive)
+    keepalive_interval: float = attrs.field(default=30.0, validator=attrs.validators.gt(0))
     """A connection that has sent nothing for so long gets a PING."""
 
-    keepalive_timeout: float = attrs.field(default=20.0, validator=_positive)
+    keepalive_timeout: float = attrs.field(default=20.0, validator=attrs.validators.gt(0))
     """A connection that sends nothing for so long after that PING is dead."""
 
-    idle_timeout: float = attrs.field(default=1800.0, validator=_positive)
+    idle_timeout: float = attrs.field(default=1800.0, validator=attrs.validators.gt(0))
     """A connection without any stream for so long is asked to go (GOAWAY NO_ERROR)."""
 
-    stall_timeout: float = attrs.field(default=60.0, validator=_positive)
-    """A peer that accepts nothing of what is ready for it for so long is dropped."""
+    stall_timeout: float = attrs.field(default=60.0, validator=attrs.validators.gt(0))
+    """A connection whose peer takes nothing from the socket for so long is dropped."""
+
+    stream_stall_timeout: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
+    """A stream whose client opens no window for what is ready for so long is reset."""
 
 
 class Meter:

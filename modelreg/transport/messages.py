@@ -44,8 +44,10 @@ class MessageDecoder(Protocol):
         """A message of `length` bytes starts; -1 where that is not known because it is compressed."""
 
     def feed(self, data: memoryview) -> Iterable[object]:
-        """Some bytes of it, in order. A memoryview among the items is a slice of `data`; it is valid until the handler
-        asks for its next item."""
+        """Some bytes of it, in order.
+
+        A memoryview among the items is a slice of `data`; it is valid until the handler asks for its next item.
+        """
 
     def end(self) -> Iterable[object]:
         """The message is complete. Raises `DecodeError` when it is no valid message, as `feed` may."""

@@ -77,7 +77,19 @@ def is_resident(fd: int, offset: int, length: int) -> bool:
 class Outbound:
     """The queue of a connection's sending side; no I/O."""
 
-    __slots__ = ("_engine", "_first_block", "_on_end", "buffered", "cold", "frames_cut", "ready", "resident", "urgent", "urgent_bytes", "wake")
+    __slots__ = (
+        "_engine",
+        "_first_block",
+        "_on_end",
+        "buffered",
+        "cold",
+        "frames_cut",
+        "ready",
+        "resident",
+        "urgent",
+        "urgent_bytes",
+        "wake",
+    )
 
     def __init__(self, engine: Engine, on_end: Callable[[Stream, bytes], bytes]) -> None:
         self._engine = engine
@@ -124,7 +136,12 @@ class Outbound:
 
     def resume(self, stream: Stream) -> None:
         """The stream has got payload, or window, or its pages: give it its turns, if it can use them."""
-        if not stream.queued and stream.out_bytes and not stream.parked and stream.handle.outbound_flow_control_window > 0:
+        if (
+            not stream.queued
+            and stream.out_bytes
+            and not stream.parked
+            and stream.handle.outbound_flow_control_window > 0
+        ):
             stream.queued = True
             self.ready.append(stream)
             self.wake()

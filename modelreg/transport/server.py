@@ -123,6 +123,7 @@ class Server:
         )
 
     async def _accept(self, listener: trio.abc.Listener[trio.abc.Stream], nursery: trio.Nursery) -> None:
+        failing = False
         async with listener:
             while True:
                 await self._slots.acquire()
@@ -130,12 +131,15 @@ class Server:
                     stream = await listener.accept()
                 except OSError as error:
                     self._slots.release()
-                    self._logger.error("accept failed, trying again in a moment", exc_info=error)
+                    if not failing:
+                        failing = True
+                        self._logger.exception("accept failed, trying again until it works", exc_info=error)
                     await trio.sleep(ACCEPT_PAUSE)
                 except BaseException:
                     self._slots.release()
                     raise
                 else:
+                    failing = False
                     nursery.start_soon(self._serve_connection, stream)
 
     async def _serve_connection(self, stream: trio.abc.Stream) -> None:
@@ -147,8 +151,8 @@ class Server:
             if self._draining.is_set():
                 connection.drain()
             await connection.run()
-        except OSError:
-            pass  # gone before it was looked at
+        except OSError:  # gone before it was looked at
+            await trio.aclose_forcefully(stream)
         finally:
             self._slots.release()
             if connection is not None:

@@ -28,8 +28,11 @@ def nothing() -> None:
 
 
 class FilePiece:
-    """A part of a message that is in a file. While frames of it are being written (`in_flight`), the descriptor is needed
-    even if the call is over: `disown` takes a copy for the rest."""
+    """A part of a message that is in a file.
+
+    While frames of it are being written (`in_flight`), the descriptor is needed even if the call is over: `disown` takes a
+    copy for the rest.
+    """
 
     __slots__ = ("_owned", "checked_until", "fd", "in_flight", "left", "offset", "truncated")
 

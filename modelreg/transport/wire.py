@@ -21,6 +21,9 @@ from .outbound import FileSpan, Plan
 from .streams import FilePiece
 
 GATHER_BELOW = 64 * 1024
+PREFETCH = 4 << 20
+"""Bytes of a cold file that are read before any of them is sent."""
+
 MAX_PIECES = 512
 """Pieces given to one sendmsg; Linux takes up to 1,024 (IOV_MAX)."""
 
@@ -30,7 +33,7 @@ _CAN_SENDFILE = hasattr(os, "sendfile")
 
 
 class Wire(Protocol):
-    """One connection's socket. Lost connections are `OSError` or `trio.BrokenResourceError`."""
+    """One connection's socket. A lost connection is an `OSError` or one of trio's errors (`LOST`)."""
 
     peer: str
     bytes_in: int
@@ -40,19 +43,19 @@ class Wire(Protocol):
 
     async def receive_into(self, memory: memoryview) -> int:
         """Receive at least one byte, 0 at the end."""
-        ...
 
     async def send(self, plan: Plan) -> None:
         """Write all of a plan. Sets `FilePiece.truncated` where a file turned out to be too short."""
-        ...
 
     async def finish(self) -> None:
         """Say that nothing more will be sent."""
-        ...
 
-    def close(self) -> None:
-        """Close at once."""
-        ...
+    async def aclose(self) -> None:
+        """Close without waiting for the peer."""
+
+
+LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError)
+"""What comes of using a connection that is no more."""
 
 
 class SocketWire:
@@ -79,39 +82,21 @@ class SocketWire:
                 self.bytes_in += count
                 return count
 
-    def try_receive_into(self, memory: memoryview) -> int | None:
-        """What has arrived already, None when nothing has."""
-        try:
-            count = self._socket.recv_into(memory)
-        except BlockingIOError:
-            return None
-        self.bytes_in += count
-        return count
-
-    async def wait_readable(self) -> None:
-        """Wait until something has arrived."""
-        await trio.lowlevel.wait_readable(self._socket)
-
     async def send(self, plan: Plan) -> None:
         if not plan.has_files:
             await self._send_pieces(plan.items, 0)  # type: ignore[arg-type]
             return
         pieces: list[bytes | memoryview] = []
-        spans: list[FileSpan] = []
         for item in plan.items:
             if not isinstance(item, FileSpan):
                 pieces.append(item)
             elif item.length <= GATHER_BELOW or not _CAN_SENDFILE:
-                pieces.append(self._read(item))
+                pieces.append(read_span(item))
             else:
                 await self._send_pieces(pieces, _MSG_MORE)
                 pieces = []
                 await self._send_span(item)
-        del spans
         await self._send_pieces(pieces, 0)
-
-    def _read(self, span: FileSpan) -> bytes:
-        return read_span(span)
 
     async def _send_pieces(self, pieces: list[bytes | memoryview], flags: int) -> None:
         sock = self._socket
@@ -123,7 +108,9 @@ class SocketWire:
                 if count - start == 1:
                     sent = sock.send(pieces[start], flags)
                 else:
-                    sent = sock.sendmsg(pieces[start : start + MAX_PIECES] if start or count > MAX_PIECES else pieces, (), flags)
+                    sent = sock.sendmsg(
+                        pieces[start : start + MAX_PIECES] if start or count > MAX_PIECES else pieces, (), flags
+                    )
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -178,7 +165,7 @@ class SocketWire:
         except OSError:
             pass
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
@@ -213,12 +200,7 @@ class StreamWire:
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
 
-    def close(self) -> None:
-        # Trio's streams close without waiting when they are told not to wait for the peer; what is left is the object.
-        pass
-
     async def aclose(self) -> None:
-        """Close without waiting for the peer."""
         await trio.aclose_forcefully(self._stream)
 
 
@@ -235,25 +217,46 @@ def read_span(span: FileSpan) -> bytes:
     return data
 
 
-def wire_for(stream: trio.abc.Stream) -> SocketWire | StreamWire:
+def wire_for(stream: trio.abc.Stream) -> Wire:
     """The quickest way to use this stream."""
     return SocketWire(stream) if type(stream) is trio.SocketStream else StreamWire(stream)
 
 
-def prefetch(piece_fd: int, offset: int, length: int) -> None:
-    """Read a part of a file so that its pages are in memory; for a worker thread."""
+async def prefetch(piece: FilePiece, limiter: trio.CapacityLimiter) -> None:
+    """Have the next part of a file read into memory by a worker thread.
+
+    The kernel is asked to go on reading behind that part, so that a file is waited for once or twice, not for each turn.
+    """
+    length = min(piece.left, PREFETCH)
+    end = piece.offset + length
+    try:
+        fd = os.dup(piece.fd)  # the call may end, and its file be closed, while the thread reads
+    except OSError:
+        length = 0  # no descriptor to be had: the loop will wait for the disk
+    else:
+        try:
+            await trio.to_thread.run_sync(_read_ahead, fd, piece.offset, length, limiter=limiter)
+        except OSError:
+            pass  # it is met again where the bytes are sent
+        finally:
+            os.close(fd)
+    piece.checked_until = end
+
+
+def _read_ahead(fd: int, offset: int, length: int) -> None:
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(piece_fd, offset, 4 * length, os.POSIX_FADV_WILLNEED)
+        os.posix_fadvise(fd, offset, 4 * length, os.POSIX_FADV_WILLNEED)
     memory = [bytearray(min(length, 1 << 20))]
     end = offset + length
     while offset < end:
-        count = os.preadv(piece_fd, memory, offset)
+        count = os.preadv(fd, memory, offset)
         if count <= 0:
             return
         offset += count
 
 
 def _peer(sock: trio.socket.SocketType) -> str:
+    """The other side's address as text. Raises `OSError` when there is no other side any more."""
     if sock.family == socket.AF_INET:
         host, port = sock.getpeername()
         return f"{host}:{port}"
@@ -271,6 +274,3 @@ def _peer_of_stream(stream: trio.abc.Stream) -> str:
         except OSError:
             return ""
     return ""
-
-
-__all__ = ["FilePiece", "SocketWire", "StreamWire", "Wire", "prefetch", "read_span", "wire_for"]
