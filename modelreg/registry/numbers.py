@@ -13,11 +13,10 @@ from __future__ import annotations
 import trio
 
 from modelreg.errors import ResourceExhausted
+from modelreg.storage.layout import HIGHEST_NUMBER
 
 # One durable write of a couple of milliseconds for so many transient versions; also the longest gap that a crash leaves.
 BLOCK = 100
-
-HIGHEST_NUMBER = 2**32 - 1
 
 
 class VersionNumbers:

@@ -32,6 +32,9 @@ import attrs
 FORMAT_NAME = "modelreg"
 FORMAT_VERSION = 1
 
+# Version numbers have 32 bits on the wire.
+HIGHEST_NUMBER = 2**32 - 1
+
 # File systems in use allow names of 255 bytes.
 LONGEST_PLAIN_NAME = 200
 

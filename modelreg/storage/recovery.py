@@ -21,8 +21,16 @@ import attrs
 import structlog
 
 from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
-from modelreg.storage import durable, sidecars
-from modelreg.storage.layout import FORMAT_NAME, FORMAT_VERSION, Layout, decode_id, encode_id, sidecar_number
+from modelreg.storage import cogment, durable, sidecars
+from modelreg.storage.layout import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    HIGHEST_NUMBER,
+    Layout,
+    decode_id,
+    encode_id,
+    sidecar_number,
+)
 from modelreg.storage.sidecars import BadRecord, ModelRecord, VersionRecord
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -31,10 +39,8 @@ Logger = structlog.typing.FilteringBoundLogger
 ORPHAN_AGE = 24 * 60 * 60
 
 # A lost model record takes the number ceiling with it. Transient versions may have been given any number of numbers above the
-# stored ones, so that many are skipped; version numbers have 32 bits on the wire.
+# stored ones, so that many are skipped.
 NUMBERS_SKIPPED = 1_000_000
-
-HIGHEST_NUMBER = 2**32 - 1
 
 
 @attrs.frozen(kw_only=True)
@@ -107,7 +113,7 @@ def _refuse_foreign(layout: Layout) -> None:
         return
     # A first start that was killed has made some of our directories, and the FORMAT file last.
     names = {entry.name for entry in os.scandir(layout.root)}
-    if any((layout.root / name / f"{name}.yaml").exists() for name in names):
+    if cogment.model_directories(layout.root):
         msg = f"{where} was written by the Cogment Model Registry: choose another --archive_dir for modelreg"
         raise ForeignArchive(msg)
     if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine"}):

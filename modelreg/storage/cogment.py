@@ -1,0 +1,155 @@
+"""Reads an archive directory of the Cogment Model Registry, which is laid out like this::
+
+    <archive_dir>/<model id>/<model id>.yaml                  model_id, user_data
+    <archive_dir>/<model id>/<model id>-v000001.yaml          model_id, version_number, creation_timestamp, data_hash, data_size, user_data
+    <archive_dir>/<model id>/<model id>-v000001.data
+
+It is never written to. Timestamps are RFC 3339 with up to nine digits of a second, hashes SHA-256 in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+import attrs
+import yaml
+
+_RECORD_NAME = re.compile(r"(.+)-v(\d{6,})\.yaml")
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+
+class BadEntry(Exception):
+    """A record can't be read; the text says what's wrong with it."""
+
+
+@attrs.frozen(kw_only=True)
+class CogmentVersion:
+    """What a version's record says."""
+
+    number: int
+    # Nanoseconds since the Unix epoch.
+    timestamp: int
+    digest: bytes
+    # Bytes.
+    size: int
+    user_data: Mapping[str, str]
+    data: Path
+
+
+@attrs.frozen(kw_only=True)
+class CogmentModel:
+    """What a model's record says, and where its versions' are."""
+
+    model_id: str
+    user_data: Mapping[str, str]
+    # By number.
+    version_records: tuple[Path, ...]
+
+
+def model_directories(root: Path) -> list[Path]:
+    """The directories of models, by name."""
+    return sorted(path for path in root.iterdir() if (path / f"{path.name}.yaml").is_file())
+
+
+def read_model(directory: Path) -> CogmentModel:
+    """Read a model's record. Raises BadEntry."""
+    document = _read(directory / f"{directory.name}.yaml")
+    records = [
+        path
+        for path in directory.iterdir()
+        if (match := _RECORD_NAME.fullmatch(path.name)) and match[1] == directory.name
+    ]
+    return CogmentModel(
+        model_id=_text(document, "model_id"),
+        user_data=_texts(document, "user_data"),
+        version_records=tuple(sorted(records, key=lambda path: (len(path.name), path.name))),
+    )
+
+
+def read_version(record: Path) -> CogmentVersion:
+    """Read a version's record. Raises BadEntry."""
+    document = _read(record)
+    number = _number(document, "version_number")
+    if record_number(record) != number:
+        msg = f"it is named {record.name}, but is the record of version {number}"
+        raise BadEntry(msg)
+    return CogmentVersion(
+        number=number,
+        timestamp=_timestamp(_text(document, "creation_timestamp")),
+        digest=_digest(_text(document, "data_hash")),
+        size=_number(document, "data_size"),
+        user_data=_texts(document, "user_data"),
+        data=record.with_suffix(".data"),
+    )
+
+
+def record_number(record: Path) -> int | None:
+    """The version number in the name of a version's record."""
+    match = _RECORD_NAME.fullmatch(record.name)
+    return int(match[2]) if match else None
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        # BaseLoader makes nothing but text of scalars: user data like "007" stays what it was.
+        document = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        msg = f"{path.name} can't be read: {' '.join(str(error).split())}"
+        raise BadEntry(msg) from error
+    if not isinstance(document, dict):
+        msg = f"{path.name} isn't a record"
+        raise BadEntry(msg)
+    return document
+
+
+def _text(document: Mapping[str, object], field: str) -> str:
+    value = document.get(field)
+    if not isinstance(value, str):
+        msg = f"{field} is missing"
+        raise BadEntry(msg)
+    return value
+
+
+def _texts(document: Mapping[str, object], field: str) -> dict[str, str]:
+    value = document.get(field, {})
+    if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        msg = f"{field} isn't a map of texts"
+        raise BadEntry(msg)
+    return value
+
+
+def _number(document: Mapping[str, object], field: str) -> int:
+    text = _text(document, field)
+    if not re.fullmatch(r"\d{1,19}", text, re.ASCII):
+        msg = f"{field} is {text!r}, not a number"
+        raise BadEntry(msg)
+    return int(text)
+
+
+def _timestamp(text: str) -> int:
+    match = _TIMESTAMP.fullmatch(text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00"))
+    except ValueError:
+        msg = f"creation_timestamp is {text!r}, not a time"
+        raise BadEntry(msg) from None
+    since_epoch = seconds - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+
+
+def _digest(text: str) -> bytes:
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != 32:
+        msg = f"data_hash is {text!r}, not a SHA-256 in base64"
+        raise BadEntry(msg)
+    return digest
