@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 CONTENT_MODE = 0o440
@@ -33,21 +34,40 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable.
+@contextlib.contextmanager
+def _changing(*directories: Path) -> Iterator[None]:
+    """Make the names durable that the block changes in directories, when it ends well.
+
+    They're opened before anything has changed: a want of file descriptors must not pass for a failed fsync.
 
     Raises:
-        DirectorySyncError: it failed, see there.
+        OSError: a directory could not be opened; the block has not run.
+        DirectorySyncError: see there.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        msg = f"the directory {path.name!r} could not be synced: {error.strerror}"
-        raise DirectorySyncError(msg) from error
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for path in directories:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            opened.append((fd, path))
+        yield
+        for fd, path in opened:
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                msg = f"the directory {path.name!r} could not be synced: {error.strerror}"
+                raise DirectorySyncError(msg) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable that somebody else may have changed.
+
+    Raises:
+        OSError: it could not be opened.
+        DirectorySyncError: see there.
+    """
+    with _changing(path):
+        pass
 
 
 def temporary_path(directory: Path) -> Path:
@@ -90,30 +110,28 @@ def publish(temporary: Path, final: Path) -> None:
         FileExistsError: the final name is taken; nothing has changed.
         DirectorySyncError: see there.
     """
-    os.link(temporary, final)
-    sync_directory(final.parent)
+    with _changing(final.parent):
+        os.link(temporary, final)
     with contextlib.suppress(OSError):  # the file is safe; a second name of it in tmp/ goes at the next boot
         temporary.unlink()
 
 
 def replace(temporary: Path, final: Path) -> None:
     """Put a sealed file in the place of another, durably: at any moment the name holds the old or the new one, whole."""
-    temporary.replace(final)
-    sync_directory(final.parent)
+    with _changing(final.parent):
+        temporary.replace(final)
 
 
 def move_away(path: Path, final: Path) -> None:
     """Move a file or directory to another directory, durably in both."""
-    path.rename(final)
-    sync_directory(final.parent)
-    sync_directory(path.parent)
+    with _changing(final.parent, path.parent):
+        path.rename(final)
 
 
 def make_directory(path: Path) -> None:
     """Create a directory, durably; one that exists is synced into its parent all the same."""
-    with contextlib.suppress(FileExistsError):
+    with _changing(path.parent), contextlib.suppress(FileExistsError):
         path.mkdir()
-    sync_directory(path.parent)
 
 
 def write_sealed(directory: Path, data: bytes | bytearray, mode: int) -> Path:

@@ -1,0 +1,171 @@
+"""What tests of storage and of the registry need around them: directories of several file systems, little space, few descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import os
+import resource
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from modelreg.log import silent_logger
+from modelreg.storage.archive import Archive, open_archive
+from modelreg.storage.sidecars import ModelRecord, VersionRecord
+
+LARGE = (3 << 20) + 12_345
+"""Bytes that take the way of large content: a few buffers, the last one not full."""
+
+
+@asynccontextmanager
+async def archive_at(
+    path: Path,
+    logger: structlog.typing.FilteringBoundLogger | None = None,
+    upload_buffer_bytes: int = 64 << 20,
+) -> AsyncIterator[Archive]:
+    """An open archive; an exception in it isn't wrapped in a group by the archive's nursery."""
+    failure: BaseException | None = None
+    async with open_archive(path, logger or silent_logger(), upload_buffer_bytes=upload_buffer_bytes) as archive:
+        try:
+            yield archive
+        except Exception as error:  # noqa: BLE001  # it's raised again
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+async def store(archive: Archive, model_id: str, number: int, content: bytes) -> VersionRecord:
+    """Store a version the way that the registry does."""
+    digest = hashlib.sha256(content).digest()
+    record = record_of(model_id, number, content)
+    async with archive.incoming(len(content)) as incoming:
+        await incoming.write(memoryview(content))
+        assert await incoming.finish() == digest
+        await archive.blobs.retain_for_commit(digest, len(content))
+        try:
+            await archive.install_large(incoming)
+            await archive.store_version(record, incoming)
+        except BaseException:
+            archive.blobs.release(digest, len(content))
+            await archive.blobs.collect()
+            raise
+    return record
+
+
+def record_of(model_id: str, number: int, content: bytes) -> VersionRecord:
+    return VersionRecord(
+        model_id=model_id,
+        version_number=number,
+        creation_timestamp=1_700_000_000_000_000_000 + number,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        user_data={"number": str(number)},
+    )
+
+
+def model_record(model_id: str, number_ceiling: int = 0) -> ModelRecord:
+    return ModelRecord(model_id=model_id, user_data={"made": "for a test"}, number_ceiling=number_ceiling)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes without a period that buffers share, other ones for every seed."""
+    block = b"".join(hashlib.sha256(f"{seed} {n}".encode()).digest() for n in range(331))
+    return (block * (size // len(block) + 1))[:size]
+
+
+def files_below(root: Path) -> set[str]:
+    """Everything below a directory that isn't a directory, except what every archive has."""
+    return {
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if not path.is_dir() and path.name not in {"FORMAT", "LOCK"}
+    }
+
+
+def blobs_below(root: Path) -> set[str]:
+    return {path.name for path in (root / "blobs").rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """Nothing can be opened."""
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def memory_directory() -> Iterator[Path]:
+    """A directory on tmpfs."""
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        pytest.skip("no tmpfs to write to at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm, prefix="modelreg-test-") as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def small_file_system(path: Path, size: int) -> Iterator[Path]:
+    """A file system with little space."""
+    path.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "modelreg-test", str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        path.rmdir()
+        pytest.skip(f"a small file system can't be mounted here: {made.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+        path.rmdir()
+
+
+def fail_directory_syncs(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> None:
+    """From the *after*-th on, no directory can be synced. The kernel only does that when a disk breaks."""
+    sync = os.fsync
+    left = after
+
+    def fsync(fd: int) -> None:
+        nonlocal left
+        if Path(f"/proc/self/fd/{fd}").is_dir():
+            if not left:
+                raise OSError(5, "Input/output error")
+            left -= 1
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def fail_file_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can be synced any more."""
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if not Path(f"/proc/self/fd/{fd}").is_dir():
+            raise OSError(5, "Input/output error")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+async def run_threads_down() -> None:
+    """Wait until what was closed in a thread, without anybody waiting for it, is closed."""
+    await trio.testing.wait_all_tasks_blocked()
