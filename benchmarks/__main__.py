@@ -1,19 +1,126 @@
+"""The command: chooses cases, runs them with a progress bar, prints the table, and writes JSON, Markdown and HTML."""
+
 from __future__ import annotations
-import sys, tempfile
+
+import json
+import re
+import signal
+import sys
+import tempfile
 from pathlib import Path
+from types import FrameType
+
+import click
+
+from benchmarks import html, report
 from benchmarks.load import Load
-from benchmarks.runner import Runner
-from benchmarks.scenarios import *
-from benchmarks.targets import *
-def main():
-    with Load() as load, tempfile.TemporaryDirectory(dir=".") as d:
-        r = Runner(load, Path(d).resolve(), [t for t in available() if not sys.argv[2:] or t.name in sys.argv[2:]], 2)
-        for s in SCENARIOS:
-            if not fnmatch.fnmatch(s.name, sys.argv[1]): continue
-            t=time.time()
-            res = r.run((s, s.toy), lambda: None)
-            print(s.text(s.toy), round(time.time()-t,2))
-            for row in res.rows:
-                print("   ", row.name, row.reason or row.summary(s.unit), "cpu", row.of(lambda o:o.server_cpu), row.of(lambda o:o.client_cpu),"peak", row.of(lambda o:o.peak/1e6))
+from benchmarks.runner import Result, Runner
+from benchmarks.scenarios import SCENARIOS, choose
+from benchmarks.targets import TARGETS, Target, available
+
+_FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+class Size(click.ParamType[int]):
+    name = "SIZE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:ib?)?", str(value).strip().lower())
+        if not match:
+            self.fail(f"{value!r} is not a size: try 65536, 64k, 64KiB, 1g", param, ctx)
+        return int(match[1]) * _FACTORS[match[2]]
+
+
+def named(name: str) -> Target:
+    """A target by its name, or one that runs already by its address."""
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    if not re.fullmatch(r"\S+:\d+", name):
+        names = ", ".join(target.name for target in TARGETS)
+        raise click.BadParameter(f"{name!r} is neither HOST:PORT nor one of {names}", param_hint="--target")
+    return Target(name=name, meaning="was running already", address=name)
+
+
+@click.command(help=__doc__)
+@click.option("--scenario", "patterns", multiple=True, metavar="GLOB", help="Those to run: upload/*, */ccore, watch. Default: all.")
+@click.option("--size", "sizes", type=Size(), multiple=True, help="Sizes of versions, instead of the scenarios'.")
+@click.option("--chunk", "chunks", type=Size(), multiple=True, help="Sizes of chunks, instead of the scenarios'.")
+@click.option("--concurrency", "at_once", type=click.IntRange(1), multiple=True, help="How many at once, instead of the scenarios'.")
+@click.option("--rounds", type=click.IntRange(1), help="Default: 3, or 5 with --full.")
+@click.option("--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed. Repeatable.")
+@click.option("--quick/--full", "quick", default=True, help="A short selection of about two minutes (the default), or everything.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where archives are put: the file system matters. Default: TMPDIR.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-report"), show_default=True)
+@click.option("--json/--no-json", "want_json", default=True, help="Write report.json.")
+@click.option("--html/--no-html", "want_html", default=True, help="Write report.html.")
+@click.option("--list", "only_list", is_flag=True, help="Say what would run, and on what.")
+def main(
+    *,
+    patterns: tuple[str, ...],
+    sizes: tuple[int, ...],
+    chunks: tuple[int, ...],
+    at_once: tuple[int, ...],
+    rounds: int | None,
+    names: tuple[str, ...],
+    quick: bool,
+    directory: Path | None,
+    out: Path,
+    want_json: bool,
+    want_html: bool,
+    only_list: bool,
+) -> None:
+    cases = choose(patterns, sizes, chunks, at_once, full=not quick)
+    targets = [named(name) for name in names] or available()
+    rounds = rounds or (3 if quick else 5)
+    if not cases:
+        raise click.UsageError(f"no scenario of that name; there are: {', '.join(one.name for one in SCENARIOS)}")
+    if only_list:
+        for target in targets:
+            click.echo(f"{target.name:18} {target.meaning}")
+        for scenario, point in cases:
+            click.echo(f"{scenario.text(point):50} {scenario.question}")
+        return
+    signal.signal(signal.SIGTERM, _interrupt)  # servers and directories are cleaned up as after Ctrl-C
+    results: list[Result] = []
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch, Load() as load:
+        runner = Runner(load, Path(scratch), targets, rounds)
+        facts = report.machine(Path(scratch))
+        current = ""
+        with click.progressbar(
+            length=sum(map(runner.steps, cases)), file=sys.stderr, item_show_func=lambda _: current, width=30
+        ) as bar:
+            try:
+                for case in cases:
+                    current = case[0].text(case[1])
+                    bar.update(0)
+                    results.append(runner.run(case, lambda: bar.update(1)))
+            except KeyboardInterrupt:
+                click.echo(f"\ninterrupted after {len(results)} of {len(cases)} cases", err=True)
+    text = report.markdown(results, facts)
+    click.echo(text)
+    for line in report.failures(results):
+        click.echo(line, err=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(text)
+    options: dict[str, object] = {
+        "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
+        "targets": [target.name for target in targets],
+    }  # fmt: skip
+    if want_json:
+        (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
+    if want_html:
+        (out / "report.html").write_text(html.page(results, facts))
+    click.echo(f"written to {out}/", err=True)
+    if len(results) < len(cases):
+        sys.exit(130)
+
+
+def _interrupt(number: int, stack: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
     main()

@@ -119,6 +119,15 @@ def _read(path: Path) -> str:
         return ""  # the process ended
 
 
+def fact(path: Path, name: str) -> str:
+    """What follows the first `name:` in a file like /proc/cpuinfo."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
 def file_system(directory: Path) -> str:
     """The type of the file system that a directory is on."""
     best, kind = "", "unknown"
