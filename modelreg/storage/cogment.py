@@ -141,7 +141,11 @@ def _timestamp(text: str) -> int:
         msg = f"creation_timestamp is {text!r}, not a time"
         raise BadEntry(msg) from None
     since_epoch = seconds - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+    nanoseconds = (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + int((match[2] or "0").ljust(9, "0"))
+    if not 0 <= nanoseconds < 2**64:
+        msg = f"creation_timestamp is {text!r}: nanoseconds since 1970 have to fit in 64 bits"
+        raise BadEntry(msg)
+    return nanoseconds
 
 
 def _digest(text: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ RECORD_FORMAT = 1
 
 # A record is made from a message of at most 4 MiB, of which JSON's escapes can make six times as much.
 LARGEST_RECORD = 32 << 20
+
+
+# Of a message about one field, in characters: it may hold a number of thousands of digits.
+LONGEST_REASON = 200
+
+# What the wire has 64 bits for.
+_uint64 = attrs.validators.and_(attrs.validators.ge(0), attrs.validators.lt(2**64))
 
 
 class BadRecord(Exception):
@@ -55,11 +63,11 @@ class VersionRecord:
     model_id: str
     version_number: int = attrs.field(validator=attrs.validators.ge(1))
     # Nanoseconds since the Unix epoch.
-    creation_timestamp: int
+    creation_timestamp: int = attrs.field(validator=_uint64)
     # Of the content, in lower-case hex: the blob's name, and what sha256sum prints.
     sha256: str = attrs.field(validator=_sha256_hex)
     # Bytes.
-    size: int = attrs.field(validator=attrs.validators.ge(0))
+    size: int = attrs.field(validator=_uint64)
     user_data: Mapping[str, str]
     # What the client called the request that this version came of; a request of this name sent again is the same one.
     request_id: str | None = None
@@ -111,7 +119,7 @@ def parse(data: bytes, kind: type[Record]) -> Record:
         BadRecord: it isn't one of this kind and format.
     """
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode())  # of bytes, json takes what is no UTF-8, and other encodings, too
         if b"\\u" in data:
             json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     except (ValueError, RecursionError) as error:
@@ -121,7 +129,7 @@ def parse(data: bytes, kind: type[Record]) -> Record:
         msg = "not a JSON object"
         raise BadRecord(msg)
     if (found := document.get("format")) != RECORD_FORMAT:
-        msg = f"of format {found!r}, this program reads format {RECORD_FORMAT}"
+        msg = f"of format {reprlib.repr(found)}, this program reads format {RECORD_FORMAT}"
         raise BadRecord(msg)
     try:
         return _converter.structure(document, kind)
@@ -133,8 +141,13 @@ def _explain(document: dict[str, object], kind: type[ModelRecord | VersionRecord
     try:
         _explaining_converter.structure(document, kind)
     except BaseValidationError as error:
-        return "; ".join(cattrs.transform_error(error))
+        return "; ".join(cattrs.transform_error(error, format_exception=_say))
     return "not a valid record"
+
+
+def _say(error: BaseException, _: type | None) -> str:
+    """What the validators say; cattrs' own text leaves out which field they mean."""
+    return "required field missing" if isinstance(error, KeyError) else str(error)[:LONGEST_REASON]
 
 
 def read(path: str | Path, kind: type[Record]) -> Record:
@@ -147,9 +160,9 @@ def read(path: str | Path, kind: type[Record]) -> Record:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in {errno.ELOOP, errno.ENXIO}:
             raise
-        msg = "a symbolic link"
+        msg = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"  # ENXIO: a socket
         raise BadRecord(msg) from error
     try:
         status = os.fstat(fd)
