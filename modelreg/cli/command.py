@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-import attrs
 import click
 import trio
 
 from modelreg import __version__
-from modelreg.cli.outcome import Outcome, reported
+from modelreg.cli.outcome import Invocation, Run, reported
 from modelreg.settings import OPTIONS, Option, Settings
-
-Run = Callable[[Settings], Awaitable[None]]
-
-
-@attrs.frozen
-class _Invocation:
-    """What click passes on to a subcommand."""
-
-    run: Run
-    outcome: Outcome
 
 
 def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
@@ -32,7 +21,7 @@ def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     """
     with reported() as outcome:
         # Not standalone: click would print usage, a hint and the error, where one line says it.
-        modelreg.main(args, prog_name="modelreg", standalone_mode=False, obj=_Invocation(run or _run_server, outcome))
+        modelreg.main(args, prog_name="modelreg", standalone_mode=False, obj=Invocation(run or _run_server, outcome))
     return outcome.exit_code
 
 
@@ -45,7 +34,7 @@ def modelreg(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _serve(invocation: _Invocation, /, **flags: str | None) -> None:
+def _serve(invocation: Invocation, /, **flags: str | None) -> None:
     settings = Settings.read({name: text for name, text in flags.items() if text is not None}, os.environ)
     invocation.outcome.with_traceback = settings.log_level in ("debug", "trace")
     # An interrupt that comes before the server listens for it is raised where nothing is left half done.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import attrs
 import click
 
 from modelreg.errors import StartupError
-from modelreg.settings import InvalidOption
+from modelreg.settings import InvalidOption, Settings
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+
+Run = Callable[[Settings], Awaitable[None]]
 
 OK = 0
 USAGE = 2  # as click and shells have it
@@ -27,6 +29,14 @@ class Outcome:
     exit_code: int = OK
     with_traceback: bool = False
     """Whether an exception that nobody expected is also shown in full."""
+
+
+@attrs.frozen
+class Invocation:
+    """What a subcommand gets from ``main``: what ``serve`` runs, and where to leave how it went."""
+
+    run: Run
+    outcome: Outcome
 
 
 @contextlib.contextmanager
