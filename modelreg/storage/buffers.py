@@ -95,9 +95,17 @@ class BufferPool:
         self._kept: list[Buffer] = []
 
     async def take(self) -> Buffer:
-        """An empty buffer, as soon as the budget has one."""
+        """An empty buffer, as soon as the budget has one.
+
+        Raises:
+            OSError: the system has no memory for it.
+        """
         await self._budget.acquire(BUFFER_BYTES)
-        return self._kept.pop() if self._kept else Buffer()
+        try:
+            return self._kept.pop() if self._kept else Buffer()
+        except OSError:
+            self._budget.release(BUFFER_BYTES)
+            raise
 
     def give_back(self, buffer: Buffer) -> None:
         """Nobody uses the buffer any more."""

@@ -153,7 +153,7 @@ class FileWriter:
         await self._ahead.acquire()
         try:
             return await self._pool.take()
-        except trio.Cancelled:
+        except (trio.Cancelled, OSError):
             self._ahead.release()
             raise
 
