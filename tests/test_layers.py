@@ -27,8 +27,9 @@ ROOMS: dict[str, set[str]] = {
     "registry": {"storage", *LEAVES},
     "transport": LEAVES,
     "services": {"registry", "storage", "transport", *LEAVES},
+    "client": {"transport", *LEAVES},
     "server": {"services", "registry", "storage", "transport", *LEAVES},
-    "cli": {"server", "services", "registry", "storage", "transport", *LEAVES},
+    "cli": {"client", "server", "services", "registry", "storage", "transport", *LEAVES},
     "__main__": {"cli"},
     "__init__": set(),
 }
