@@ -20,6 +20,7 @@ import trio.lowlevel
 
 from ._purerpc import Method, RpcFailedError, StatusCode, status_of
 from .core import Core
+from .faults import ConnectionFault
 from .files import FileMessage
 from .messages import PAUSE, MessageDecoder, StreamedMessages, WholeMessages, invalid
 from .signals import Signal
@@ -192,25 +193,27 @@ class Call:
                     self._method.request_type.FromString, request.message_encoding, self._max_message_bytes
                 )
             requests = Requests(core, stream, messages)
-            try:
-                with self._scope:
+            with self._scope:
+                try:
                     await self._handle(requests)
-            finally:
-                requests.release()
-            if self._scope.cancelled_caught:
-                self._fail(self._verdict[0].value, self._verdict[1])
-        except trio.Cancelled:
-            raise
-        except RpcFailedError as error:
-            self._fail(*status_of(error))
-        except BaseExceptionGroup as group:
-            cancelled, rest = group.split(trio.Cancelled)
-            if rest is not None:
-                self._raised(rest)
-            if cancelled is not None:
-                raise cancelled from None
-        except Exception as error:  # noqa: BLE001 - a bug in a handler costs its call, nothing else
-            self._raised(error)
+                except (trio.Cancelled, ConnectionFault):
+                    raise
+                except BaseExceptionGroup as group:
+                    cancelled, rest = group.split(trio.Cancelled)
+                    if rest is not None:
+                        if not isinstance(rest, Exception):  # KeyboardInterrupt and its like are not ours
+                            raise
+                        self._raised(rest)
+                    if cancelled is not None:
+                        raise cancelled from None
+                except Exception as error:  # noqa: BLE001 - a bug in a handler costs its call, nothing else
+                    self._raised(error)
+                finally:
+                    requests.release()
+                await self._sent()
+            if self._scope.cancelled_caught and not stream.closed:
+                core.withdraw(stream)
+                core.finish(stream, self._verdict[0].value, self._verdict[1])
         finally:
             if not (stream.closed or stream.sent or stream.trailers):
                 core.withdraw(stream)
@@ -229,8 +232,6 @@ class Call:
             reply = await cast(Awaitable[object], method.function(argument, request=request))
             await self._gate.wait()
             self._core.reply(self.stream, _message(reply))
-        if not self.stream.closed:
-            await self._sent()
 
     async def _send(self, reply: object) -> None:
         """Queue one message of a reply; returns when there is room for the next one."""
@@ -259,22 +260,17 @@ class Call:
             await self._room.wait()
 
     def _raised(self, error: BaseException) -> None:
-        """The handler raised something that is no status."""
+        """End the call with what the handler raised, behind what it has sent."""
         single = error
         while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
             single = single.exceptions[0]
         if isinstance(single, RpcFailedError):
-            self._fail(*status_of(single))
+            self._core.finish(self.stream, *status_of(single))
             return
-        self._logger.exception("a handler raised an exception: %s", self.stream.request.path, exc_info=error)
-        self._fail(StatusCode.INTERNAL.value, "internal error")
-
-    def _fail(self, code: int, message: str) -> None:
-        """End the call with an error; what was queued for it is forgotten."""
-        stream = self.stream
-        if not stream.closed:
-            self._core.withdraw(stream)
-            self._core.finish(stream, code, message)
+        self._logger.exception(  # noqa: LOG004 - run calls this where it has caught it
+            "a handler raised an exception: %s", self.stream.request.path, exc_info=error
+        )
+        self._core.finish(self.stream, StatusCode.INTERNAL.value, "internal error")
 
 
 def _message(reply: object) -> bytes | FileMessage:

@@ -1,0 +1,342 @@
+"""Calls over real sockets: what a well-behaved client gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+import trio
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from modelreg.transport import Limits, frames
+from modelreg.transport.faults import ErrorCode
+from tests.support import h2client
+from tests.support.h2client import H2Client, connected
+from tests.transport.service import path, serving
+
+
+def value(content: bytes) -> bytes:
+    return BytesValue(value=content).SerializeToString()
+
+
+def content(message: bytes) -> bytes:
+    return BytesValue.FromString(message).value
+
+
+async def test_unary() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.call(path("Echo"), value(b"hello"), [(b"x-a", b"1"), (b"x-a-bin", b"AAE")])
+        assert dict(reply.fields)[":status"] == "200"
+        assert dict(reply.fields)["content-type"] == "application/grpc"
+        assert [content(message) for message in reply.messages] == [b"hello"]
+        assert reply.status == 0
+        assert reply.reset is None
+        request = serve.state.requests[0]
+        assert request.custom_metadata == (("x-a", "1"), ("x-a-bin", b"\0\1"))
+        assert request.service_name == "test.Service"
+        assert request.method_name == "Echo"
+        assert request.peer.startswith("127.0.0.1:")
+
+
+async def test_small_reply_is_one_write() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        await client.call(path("Echo"), value(b"warm"))
+        stream_id = client.new_id()
+        await client.send(
+            h2client.headers(stream_id, h2client.block(h2client.request_fields(path("Echo")))),
+            h2client.data(stream_id, h2client.message(value(b"x")), end_stream=True),
+        )
+        assert await client.receive()
+        assert client.reply(stream_id).ended
+
+
+async def test_same_call_again_is_parsed_once() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        for _ in range(3):
+            assert (await client.call(path("Echo"), value(b"x"))).status == 0
+        assert serve.state.requests[1] is serve.state.requests[2]
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024 - 8, 16 * 1024, 70_000, 3_000_000])
+async def test_sizes(size: int) -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        stream_id = await client.open(path("Echo"))
+        body = h2client.message(value(bytes(size)))
+        for start in range(0, len(body), 16384):
+            await client.until(lambda: True)
+            await client.send(h2client.data(stream_id, body[start : start + 16384]))
+        await client.send(h2client.data(stream_id, end_stream=True))
+        reply = await client.finished(stream_id)
+        assert reply.status == 0
+        assert len(content(reply.messages[0])) == size
+        assert reply.largest_frame <= 16384
+
+
+async def test_server_stream() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.call(path("Count"), value(b"1000 10"))
+        assert len(reply.messages) == 1000
+        assert reply.status == 0
+
+
+async def test_client_stream_and_both() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        for method, expected in (("Sum", [b"300"]), ("Chat", [bytes(100)] * 3)):
+            stream_id = await client.open(path(method))
+            for _ in range(3):
+                await client.send(h2client.data(stream_id, h2client.message(value(bytes(100)))))
+            await client.send(h2client.data(stream_id, end_stream=True))
+            reply = await client.finished(stream_id)
+            assert [content(message) for message in reply.messages] == expected
+            assert reply.status == 0
+
+
+async def test_streamed_upload_across_frames_and_messages() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        stream_id = await client.open(path("Upload"))
+        body = h2client.message(bytes(100_000)) + h2client.message(b"") + h2client.message(bytes(5))
+        for start in range(0, len(body), 9999):
+            await client.send(h2client.data(stream_id, body[start : start + 9999], padding=start % 7))
+        await client.send(h2client.data(stream_id, end_stream=True))
+        reply = await client.finished(stream_id)
+        assert content(reply.messages[0]) == b"100005 3"
+
+
+async def test_decode_error() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.call(path("Upload"), b"!")
+        assert (reply.status, reply.text) == (3, "no exclamation marks, please")
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "text"),
+    [
+        ("Fail", 5, "no %22%E2%9C%93%22 100%25".replace("%22", '"')),
+        ("FailInGroup", 5, "no %22%E2%9C%93%22 100%25".replace("%22", '"')),
+        ("Bug", 13, "internal error"),
+        ("BugInGroup", 13, "internal error"),
+        ("Nothing", 12, "there is no method test.Service/Nothing"),
+    ],
+)
+async def test_failures_are_trailers_only(
+    method: str, status: int, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL):
+        async with serving() as serve, connected(serve.port) as client:
+            reply = await client.call(path(method), value('no "✓" 100%'.encode()))
+            assert (reply.status, reply.text) == (status, text)
+            assert reply.trailers is None
+            assert not reply.body
+            assert (await client.call(path("Echo"), value(b"x"))).status == 0
+
+
+async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        await client.call(path("Bug"), value(b""))
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
+
+
+async def test_failure_after_the_first_message() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.call(path("FailLate"), value(b"one"))
+        assert [content(message) for message in reply.messages] == [b"one"]
+        assert (reply.status, reply.text) == (5, "after the first")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 3),
+        (h2client.message(b"\xff\xff"), 3),
+        (h2client.message(value(b"x")) * 2, 3),
+        (h2client.message(value(b"x"))[:-1], 3),
+        (h2client.message(b"", flag=2), 3),
+        (h2client.message(b"x", flag=1), 13),
+        (b"\0\xff\xff\xff\xff", 8),
+    ],
+)
+async def test_bodies_that_are_no_message(body: bytes, status: int) -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        stream_id = await client.open(path("Echo"))
+        await client.send(h2client.data(stream_id, body, end_stream=True))
+        assert (await client.finished(stream_id)).status == status
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0
+
+
+async def test_headers_that_end_the_stream() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.finished(await client.open(path("Echo"), end_stream=True))
+        assert reply.status == 3
+        reply = await client.finished(await client.open(path("Sum"), end_stream=True))
+        assert content(reply.messages[0]) == b"0"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_compressed_requests(encoding: str) -> None:
+    compressor = zlib.compressobj(wbits=31 if encoding == "gzip" else 15)
+    compressed = compressor.compress(value(bytes(200_000))) + compressor.flush()
+    async with serving() as serve, connected(serve.port) as client:
+        for method in ("Echo", "Sum"):
+            stream_id = await client.open(path(method), [(b"grpc-encoding", encoding.encode())])
+            await client.send(h2client.data(stream_id, h2client.message(compressed, flag=1), end_stream=True))
+            assert (await client.finished(stream_id)).status == 0
+
+
+async def test_unknown_compression() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        reply = await client.call(path("Echo"), value(b"x"), [(b"grpc-encoding", b"snappy")])
+        assert reply.status == 12
+        assert dict(reply.fields)["grpc-accept-encoding"] == "identity,deflate,gzip"
+
+
+@pytest.mark.parametrize("peer_frame", [16384, 1 << 20])
+async def test_file_messages(tmp_path: Path, peer_frame: int) -> None:
+    payload = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(payload)
+    async with serving() as serve, connected(serve.port, {h2client.SETTINGS_MAX_FRAME_SIZE: peer_frame}) as client:
+        with (tmp_path / "file").open("rb") as file:
+            serve.state.descriptor = file.fileno()
+            serve.state.file_size = len(payload)
+            reply = await client.call(path("File"), value(b"700000"))
+        assert b"".join(content(message) for message in reply.messages) == payload
+        assert reply.largest_frame <= peer_frame
+        assert reply.status == 0
+
+
+async def test_a_file_that_is_too_short_resets_its_stream(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(200_000))
+    async with serving() as serve, connected(serve.port) as client:
+        with (tmp_path / "file").open("rb") as file:
+            serve.state.descriptor = file.fileno()
+            serve.state.file_size = 400_000
+            reply = await client.call(path("File"), value(b"400000"))
+        assert reply.reset is ErrorCode.INTERNAL_ERROR
+        assert reply.status is None
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0
+        assert serve.state.running == 0
+
+
+async def test_a_reply_waits_for_the_window_and_the_handler_with_it() -> None:
+    async with serving() as serve, connected(serve.port, credit=False) as client:
+        stream_id = client.new_id()
+        await client.send(
+            h2client.headers(stream_id, h2client.block(h2client.request_fields(path("Count")))),
+            h2client.data(stream_id, h2client.message(value(b"1000 20000")), end_stream=True),
+        )
+        reply = client.reply(stream_id)
+        await client.until(lambda: len(reply.body) == 65535)
+        assert (await client.call(path("Fail"), value(b"x"))).status == 5  # needs no window
+        assert serve.state.pulled < 12
+        client.credit = True
+        await client.send(frames.window_update(0, 65535), frames.window_update(stream_id, 65535))
+        assert (await client.finished(stream_id)).status == 0
+        assert len(reply.messages) == 1000
+
+
+async def test_small_calls_beside_a_download(tmp_path: Path) -> None:
+    size = 256 << 20
+    with (tmp_path / "file").open("wb+") as file:
+        file.truncate(size)
+        async with (
+            serving() as serve,
+            connected(serve.port, {h2client.SETTINGS_INITIAL_WINDOW_SIZE: 2**31 - 1}) as client,
+        ):
+            await client.send(frames.window_update(0, 2**30))
+            serve.state.descriptor = file.fileno()
+            serve.state.file_size = size
+            stream_id = client.new_id()
+            await client.send(
+                h2client.headers(stream_id, h2client.block(h2client.request_fields(path("File")))),
+                h2client.data(stream_id, h2client.message(value(b"4000000")), end_stream=True),
+            )
+            download = client.reply(stream_id)
+            await client.until(lambda: len(download.body) > 1 << 20)
+            for _ in range(5):
+                before = len(download.body)
+                assert (await client.call(path("Echo"), value(b"x"))).status == 0
+                assert len(download.body) - before < 32 << 20  # what was in the sockets' buffers, not the whole file
+                download.body.clear()
+            assert not download.ended
+
+
+async def test_two_downloads_share(tmp_path: Path) -> None:
+    size = 64 << 20
+    with (tmp_path / "file").open("wb+") as file:
+        file.truncate(size)
+        async with (
+            serving() as serve,
+            connected(serve.port, {h2client.SETTINGS_INITIAL_WINDOW_SIZE: 2**31 - 1}) as client,
+        ):
+            await client.send(frames.window_update(0, 2**30))
+            serve.state.descriptor = file.fileno()
+            serve.state.file_size = size
+            ids = [client.new_id(), client.new_id()]
+            request = h2client.block(h2client.request_fields(path("File")))
+            for stream_id in ids:
+                await client.send(
+                    h2client.headers(stream_id, request),
+                    h2client.data(stream_id, h2client.message(value(b"4000000")), end_stream=True),
+                )
+            first, second = (client.reply(stream_id) for stream_id in ids)
+            await client.until(lambda: len(first.body) + len(second.body) > size)
+            assert abs(len(first.body) - len(second.body)) < 16 << 20
+
+
+async def test_a_refused_upload_may_go_on(tmp_path: Path) -> None:
+    """Row 25: the connection lives, and the window of what came too late is returned."""
+    async with serving() as serve, connected(serve.port) as client:
+        before = client.windows[0]
+        stream_id = await client.open(path("Refuse"))
+        reply = await client.finished(stream_id)
+        assert (reply.status, reply.text) == (5, "not before a byte of it was read")
+        await client.until(lambda: reply.reset is ErrorCode.NO_ERROR)
+        for _ in range(2000):
+            await client.send(h2client.data(stream_id, bytes(16384)))
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0
+        assert client.windows[0] + before > 0
+        assert client.replies[stream_id].reset is ErrorCode.NO_ERROR
+        assert not client.goaways
+
+
+async def test_statistics() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        await client.call(path("Echo"), value(b"x"))
+        await client.open(path("Wait"))
+        await client.send(h2client.data(client.next_id - 2, h2client.message(b""), end_stream=True))
+        while not serve.state.running:
+            await trio.testing.wait_all_tasks_blocked()
+        statistics = serve.server.statistics()
+        assert statistics.connections == statistics.connections_total == 1
+        assert statistics.streams == 1
+        assert statistics.streams_total == 2
+        assert statistics.bytes_received > 100
+        assert statistics.bytes_sent > 100
+
+
+async def test_connections_over_the_limit_wait() -> None:
+    async with serving(Limits(max_connections=1)) as serve:
+        async with connected(serve.port) as first:
+            second = H2Client(await trio.open_tcp_stream("127.0.0.1", serve.port))
+            with trio.move_on_after(0.2) as scope:
+                await second.start()
+            assert scope.cancelled_caught
+            assert (await first.call(path("Echo"), value(b"x"))).status == 0
+        await second.until(lambda: bool(second.server_settings))
+        await second.aclose()
+
+
+async def test_streams_over_the_limit_are_refused() -> None:
+    async with serving(Limits(max_concurrent_streams=2)) as serve, connected(serve.port) as client:
+        assert client.server_settings[3] == 2
+        ids = [await client.open(path("Wait")) for _ in range(3)]
+        for stream_id in ids:
+            await client.try_send(h2client.data(stream_id, h2client.message(b""), end_stream=True))
+        assert (await client.finished(ids[2])).reset is ErrorCode.REFUSED_STREAM
+        serve.state.go_on.set()
+        for stream_id in ids[:2]:
+            assert (await client.finished(stream_id)).status == 0
