@@ -13,6 +13,7 @@ few buffers, whatever the content's size.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -167,7 +168,8 @@ class FileWriter:
             await stage.finish()
 
     async def _run(self, stage: _Stage) -> None:
-        try:
+        # Its end is the upload's to say: a stage that's cancelled by itself would pass for one that has done its work.
+        with trio.CancelScope(shield=True):
             async for buffers in stage.batches():
                 try:
                     if self._failure is None and not self._closed:
@@ -176,8 +178,7 @@ class FileWriter:
                     self._failure = error
                 finally:
                     self._used(buffers)
-        finally:
-            stage.finished.set()
+        stage.finished.set()
 
     def _used(self, buffers: Sequence[Buffer]) -> None:
         for buffer in buffers:
@@ -229,8 +230,22 @@ def bypass_page_cache(fd: int) -> None:
 def _write_buffer(fd: int, content: memoryview, offset: int) -> None:
     """Write a buffer's content; what isn't a whole number of blocks, the file's end, takes the way of the page cache."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    blocks = len(content) - len(content) % BLOCK_BYTES if flags & os.O_DIRECT else 0
-    write_all(fd, content[:blocks], offset)
-    if blocks < len(content):
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-        write_all(fd, content[blocks:], offset + blocks)
+    if flags & os.O_DIRECT:
+        written = _write_blocks(fd, content, offset)
+        content, offset = content[written:], offset + written
+        if content:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    write_all(fd, content, offset)
+
+
+def _write_blocks(fd: int, content: memoryview, offset: int) -> int:
+    """Write whole blocks past the page cache, as many as can be; returns how many bytes that were."""
+    written = 0
+    blocks = len(content) - len(content) % BLOCK_BYTES
+    try:
+        while written < blocks and not written % BLOCK_BYTES:  # a short write may leave half a block
+            written += os.pwrite(fd, content[written:blocks], offset + written)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that takes the flag, but wants larger blocks
+            raise
+    return written

@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -166,6 +166,39 @@ def fail_file_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-async def run_threads_down() -> None:
-    """Wait until what was closed in a thread, without anybody waiting for it, is closed."""
-    await trio.testing.wait_all_tasks_blocked()
+class _CancelAtStep(trio.abc.Instrument):
+    def __init__(self, scope: trio.CancelScope, step: int) -> None:
+        self.left = step
+        self._scope = scope
+        self._token = trio.lowlevel.current_trio_token()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.left == 0:
+            self._token.run_sync_soon(self._scope.cancel)
+        self.left -= 1
+
+
+async def cancelled_at_every_step(work: Callable[[], Awaitable[None]], check: Callable[[], Awaitable[None]]) -> None:
+    """Run some work again and again, cancelling it one scheduler's step later each time until it's done before that."""
+    for step in range(500):
+        with trio.CancelScope() as scope:
+            instrument = _CancelAtStep(scope, step)
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                await work()
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        await check()
+        if instrument.left >= 0:
+            return
+    raise AssertionError("it takes too many steps")
+
+
+async def all_closed(descriptors: set[str]) -> None:
+    """Wait until no other descriptors are open than these: some are closed in threads that nobody waits for."""
+    while not open_descriptors() <= descriptors:
+        await trio.to_thread.run_sync(lambda: None)
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
