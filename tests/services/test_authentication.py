@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from modelreg.errors import PermissionDenied, Unauthenticated
+from modelreg.services.authentication import Tokens, TokensUnusable
+
+WRITER, READER = "writer-token-1", "reader-token-1"
+FILE = f"# tokens\n\nread-write {WRITER}\n  read-only\t{READER}  \n"
+
+
+@attrs.frozen
+class Call:
+    """A call's metadata."""
+
+    custom_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+def call(name: str, value: str | bytes) -> Call:
+    return Call(((name, value),))
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    (tmp_path / "tokens").write_text(FILE)
+    return Tokens.read(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_a_token_comes_either_way(tokens: Tokens, scheme: str) -> None:
+    for request in (call("authentication-token", WRITER), call("authorization", f"{scheme} {WRITER}")):
+        tokens.check(request, writes=True)
+
+
+def test_a_read_only_token_reads(tokens: Tokens) -> None:
+    tokens.check(call("authentication-token", READER), writes=False)
+    with pytest.raises(PermissionDenied, match="read-only"):
+        tokens.check(call("authentication-token", READER), writes=True)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Call(),
+        call("authentication-token", ""),
+        call("authentication-token", WRITER[:-1]),
+        call("authentication-token", WRITER + "x"),
+        call("authentication-token", WRITER.encode()),
+        call("authorization", WRITER),
+        call("authorization", f"Basic {WRITER}"),
+        call("token", WRITER),
+    ],
+    ids=str,
+)
+def test_without_a_known_token_nothing_passes(tokens: Tokens, request_: Call) -> None:
+    for writes in (False, True):
+        with pytest.raises(Unauthenticated) as caught:
+            tokens.check(request_, writes=writes)
+        assert WRITER[:-1] not in str(caught.value)
+
+
+def test_tokens_are_not_kept(tokens: Tokens) -> None:
+    assert WRITER not in repr(tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "holds no token"),
+        ("# nothing\n", "holds no token"),
+        ("read-write", "line 1"),
+        (f"\nwrite {WRITER}", "line 2"),
+        (f"read-write {WRITER} and more", "line 1"),
+        ("read-write short", "line 1"),
+    ],
+)
+def test_a_bad_file_is_refused_without_showing_it(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "tokens").write_text(text)
+    with pytest.raises(TokensUnusable, match=complaint) as caught:
+        Tokens.read(tmp_path / "tokens")
+    assert WRITER not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokensUnusable, match="can't be read"):
+        Tokens.read(tmp_path / "missing")
+    (tmp_path / "binary").write_bytes(b"read-write \xff\xfe\xfd\xfc\xfb")
+    with pytest.raises(TokensUnusable, match="UTF-8"):
+        Tokens.read(tmp_path / "binary")
