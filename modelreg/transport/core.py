@@ -167,13 +167,9 @@ class Core:
                     self.stream_ended(stream_id)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if kind == frames.HEADERS or kind == frames.CONTINUATION:  # noqa: PLR1714 - the quicker way
-            if flags | frames.END_STREAM == WHOLE_BLOCK and stream_id > self.engine.highest_stream_id:
-                self.engine.request(stream_id, raw[frames.HEADER_SIZE :], flags & frames.END_STREAM != 0)
-            else:
-                self.engine.receive(raw)
-            return
-        if kind == frames.RST_STREAM:
+        if kind == frames.HEADERS and flags | frames.END_STREAM == WHOLE_BLOCK and stream_id > self.engine.highest_stream_id:
+            self.engine.request(stream_id, raw[frames.HEADER_SIZE :], flags & frames.END_STREAM != 0)
+        elif kind == frames.RST_STREAM:
             self._expect_known(stream_id)
             self._count(kind)
             if stream_id in self.streams:
@@ -188,6 +184,8 @@ class Core:
             if stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
             self.peer_leaves = True
+        elif kind in (frames.HEADERS, frames.CONTINUATION):
+            self.engine.receive(raw)
         else:
             self._count(kind)
             if raw:
