@@ -48,7 +48,7 @@ def _changing(*directories: Path) -> Iterator[None]:
         opened = []
         for path in directories:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
+            stack.callback(_close_synced, fd)
             opened.append((fd, path))
         yield
         for fd, path in opened:
@@ -57,6 +57,12 @@ def _changing(*directories: Path) -> Iterator[None]:
             except OSError as error:
                 msg = f"the directory {path.name!r} could not be synced: {error.strerror}"
                 raise DirectorySyncError(msg) from error
+
+
+def _close_synced(fd: int) -> None:
+    """Close a directory. What its fsync has said stands: a complaint that comes now must not undo, for the caller, what is durable."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:
@@ -128,10 +134,23 @@ def move_away(path: Path, final: Path) -> None:
         path.rename(final)
 
 
+def link_also(path: Path, other: Path) -> None:
+    """Give a file a second name in another directory, durably; of a symbolic link, the link itself."""
+    with _changing(other.parent):
+        os.link(path, other, follow_symlinks=False)
+
+
 def make_directory(path: Path) -> None:
     """Create a directory, durably; one that exists is synced into its parent all the same."""
     with _changing(path.parent), contextlib.suppress(FileExistsError):
         path.mkdir()
+
+
+def make_directories(path: Path) -> None:
+    """Create a directory and those above it that are missing, durably. Of one that exists nothing is said: it may be somebody else's."""
+    missing = [parent for parent in (path, *path.parents) if not parent.is_dir()]
+    for directory in reversed(missing):
+        make_directory(directory)
 
 
 def write_sealed(directory: Path, data: bytes | bytearray, mode: int) -> Path:

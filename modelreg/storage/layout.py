@@ -38,6 +38,9 @@ HIGHEST_NUMBER = 2**32 - 1
 # File systems in use allow names of 255 bytes.
 LONGEST_PLAIN_NAME = 200
 
+RECORD_SUFFIX = ".json"
+
+_BLOB_NAME = re.compile("[0-9a-f]{64}")
 _SIDECAR_NAME = re.compile(r"([0-9]{10})\.json")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 _UPPER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -75,6 +78,11 @@ def sidecar_number(name: str) -> int | None:
     """The version number in a sidecar's file name; None for any other name."""
     match = _SIDECAR_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_blob_name(name: str) -> bool:
+    """Whether it's the name of a blob: a SHA-256 in lower-case hex."""
+    return _BLOB_NAME.fullmatch(name) is not None
 
 
 @attrs.frozen

@@ -26,9 +26,11 @@ from modelreg.storage.layout import (
     FORMAT_NAME,
     FORMAT_VERSION,
     HIGHEST_NUMBER,
+    RECORD_SUFFIX,
     Layout,
     decode_id,
     encode_id,
+    is_blob_name,
     sidecar_number,
 )
 from modelreg.storage.sidecars import BadRecord, ModelRecord, VersionRecord
@@ -63,7 +65,7 @@ def lock(layout: Layout) -> int:
         ArchiveUnusable: it can't be created, read or written, or is of a newer format.
     """
     try:
-        layout.root.mkdir(parents=True, exist_ok=True)
+        durable.make_directories(layout.root)
         _refuse_foreign(layout)
         fd = os.open(layout.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.RECORD_MODE)
         try:
@@ -88,8 +90,9 @@ def _take_lock(fd: int, layout: Layout) -> None:
         holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
         msg = f"the archive directory {str(layout.root)!r} is in use by {holder}: stop that server, or choose another --archive_dir"
         raise ArchiveInUse(msg) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # it's for people only: a full disk can be served, and versions deleted from it
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _refuse_foreign(layout: Layout) -> None:
@@ -169,10 +172,15 @@ def _sweep(layout: Layout, logger: Logger) -> None:
         logger.info("removed what an earlier run left unfinished", files=len(left))
 
 
-def _quarantine(layout: Layout, path: str, reason: str, logger: Logger) -> None:
+def _quarantine(layout: Layout, path: str, reason: str, logger: Logger, *, keep: bool = False) -> None:
+    """Move a record to quarantine; *keep* leaves it where it is as well, until something is put in its place."""
     logger.error("a bad record goes to quarantine", file=os.path.relpath(path, layout.root), reason=reason)
-    name = os.path.relpath(path, layout.models).replace(os.sep, "+")
-    durable.move_away(Path(path), layout.quarantine_place(name))
+    place = layout.quarantine_place(os.path.relpath(path, layout.models).replace(os.sep, "+"))
+    if keep:
+        with contextlib.suppress(OSError):  # not every file may be linked: fs.protected_hardlinks in proc(5)
+            durable.link_also(Path(path), place)
+            return
+    durable.move_away(Path(path), place)
 
 
 def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> FoundModel | None:
@@ -180,7 +188,7 @@ def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> Foun
         logger.warning("left alone an unknown file", file=os.path.relpath(entry.path, layout.root))
         return None
     directory = Path(entry.path)
-    record = _read_model_record(layout, directory, logger)
+    record, lost = _read_model_record(layout, directory, logger)
     versions: list[VersionRecord] = []
     bad: list[tuple[str, str]] = []
     highest = 0
@@ -198,7 +206,7 @@ def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> Foun
             versions.append(version)
     if record is None:
         model_id = versions[0].model_id if versions else decode_id(directory.name)
-        if model_id is None or not (versions or bad):
+        if model_id is None or not (versions or bad or lost):
             # Its creation was cut short, or nothing says what it was.
             _forget(layout, directory, logger)
             return None
@@ -215,7 +223,8 @@ def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> Foun
     return FoundModel(record=record, versions=versions, highest_number=highest)
 
 
-def _read_model_record(layout: Layout, directory: Path, logger: Logger) -> ModelRecord | None:
+def _read_model_record(layout: Layout, directory: Path, logger: Logger) -> tuple[ModelRecord | None, bool]:
+    """A model's record, and whether there was one that can't be read."""
     path = directory / "model.json"
     try:
         record = sidecars.read(path, ModelRecord)
@@ -223,11 +232,11 @@ def _read_model_record(layout: Layout, directory: Path, logger: Logger) -> Model
             msg = f"it's the record of model {record.model_id!r}"
             raise BadRecord(msg)
     except FileNotFoundError:
-        return None
+        return None, False
     except BadRecord as error:
-        _quarantine(layout, str(path), str(error), logger)
-        return None
-    return record
+        _quarantine(layout, str(path), str(error), logger, keep=not path.is_dir())
+        return None, True
+    return record, False
 
 
 def _sidecars(layout: Layout, directory: Path, logger: Logger) -> Iterator[tuple[int, str]]:
@@ -257,24 +266,45 @@ def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
 
 
 def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) -> None:
-    """Compare the blobs with the sidecars: tell of what's missing, delete what nothing has referred to for a day."""
+    """Compare the blobs with the sidecars: tell of what's missing, delete what nothing has referred to for a day.
+
+    Of what nothing refers to, a record in quarantine may be the last to tell: as long as there's one, nothing is deleted.
+    """
     wanted = {version.sha256: version.size for model in models for version in model.versions}
     oldest = time.time() - ORPHAN_AGE
-    found = set()
+    needed = any(layout.quarantine.glob(f"*{RECORD_SUFFIX}.*"))
+    found, kept = set(), 0
+    for digest, entry in blob_files(layout, logger):
+        status = entry.stat(follow_symlinks=False)
+        if digest in wanted:
+            found.add(digest)
+            if status.st_size != wanted[digest]:
+                logger.error("a blob is damaged", sha256=digest, size=status.st_size, expected=wanted[digest])
+        elif status.st_mtime < oldest:
+            if needed:
+                kept += 1
+            else:
+                logger.info("deleted a blob that nothing refers to", sha256=digest, size=status.st_size)
+                os.unlink(entry.path)
+    if kept:
+        logger.warning("kept blobs that nothing refers to, as records in quarantine may", blobs=kept)
+    for digest in sorted(wanted.keys() - found):
+        logger.error("a blob is missing", sha256=digest)
+
+
+def blob_files(layout: Layout, logger: Logger) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All blobs there are, with their digests in hex. What else is among them is left alone."""
     for directory in _entries(layout.blobs):
         if not directory.is_dir(follow_symlinks=False):
+            logger.warning("left alone an unknown file", file=os.path.relpath(directory.path, layout.root))
             continue
         with os.scandir(directory.path) as entries:
             for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if entry.name in wanted:
-                    found.add(entry.name)
-                    if status.st_size != wanted[entry.name]:
-                        logger.error(
-                            "a blob is damaged", sha256=entry.name, size=status.st_size, expected=wanted[entry.name]
-                        )
-                elif status.st_mtime < oldest:
-                    logger.info("deleted a blob that nothing refers to", sha256=entry.name, size=status.st_size)
-                    os.unlink(entry.path)
-    for name in sorted(wanted.keys() - found):
-        logger.error("a blob is missing", sha256=name)
+                if (
+                    is_blob_name(entry.name)
+                    and entry.name[:2] == directory.name
+                    and not entry.is_dir(follow_symlinks=False)
+                ):
+                    yield entry.name, entry
+                else:
+                    logger.warning("left alone an unknown file", file=os.path.relpath(entry.path, layout.root))

@@ -1,0 +1,318 @@
+"""Servers that crash on command: at the n-th call that they make on their archive directory, or from outside.
+
+`Launcher` starts them, `Control` says at which call what is to happen (``crash.c`` does it, preloaded), and `Server` is one of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.calls import Calls, connected
+from tests.support.server import PATIENCE
+
+HERE = Path(__file__).parent
+COMPILERS = ("cc", "gcc", "clang")
+
+COUNT, KILL, CUT_POWER, FAIL = range(4)
+
+
+class _Shared(ctypes.Structure):
+    """``struct control`` of crash.c."""
+
+    _fields_ = (
+        ("armed", ctypes.c_int),
+        ("action", ctypes.c_int32),
+        ("error", ctypes.c_int32),
+        ("short_writes", ctypes.c_int32),
+        ("calls", ctypes.c_long),
+        ("at", ctypes.c_int64),
+        ("only", ctypes.c_char * 32),
+        ("root", ctypes.c_char * 256),
+        ("seen", ctypes.c_char * 32),
+        ("names", ctypes.c_char * 8192),
+        ("named", ctypes.c_int),
+        ("changed", ctypes.c_int),
+    )
+
+
+class Control:
+    """What the servers of one launcher are told to do; made by :func:`launcher` only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(ctypes.sizeof(_Shared)))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._shared = _Shared.from_buffer(self._memory)
+
+    def arm(
+        self, root: Path, action: int = COUNT, *, at: int = 0, error: int = 0, only: str = "", short_writes: int = 0
+    ) -> None:
+        """From now on count the calls on *root* (those named *only*), and act in place of call number *at*."""
+        self.disarm()
+        shared = self._shared
+        shared.calls = shared.named = shared.changed = 0
+        shared.names = shared.seen = b""
+        shared.action, shared.at, shared.error, shared.short_writes = action, at, error, short_writes
+        shared.only, shared.root = only.encode(), os.fsencode(root)
+        ctypes.memset(ctypes.addressof(shared) + _Shared.names.offset, 0, _Shared.names.size)
+        shared.armed = 1
+
+    def disarm(self) -> None:
+        self._shared.armed = 0
+
+    @property
+    def calls(self) -> int:
+        """How many have been counted."""
+        return int(self._shared.calls)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, in order."""
+        names: bytes = self._shared.names
+        return names.decode().split()
+
+    @property
+    def seen(self) -> str:
+        """The call that it acted at; empty while it hasn't."""
+        seen: bytes = self._shared.seen
+        return seen.decode()
+
+
+class Ended(Exception):
+    """A server ended before it served."""
+
+    def __init__(self, code: int, log: list[dict[str, Any]], said: str) -> None:
+        super().__init__(f"it ended with {code}: {said or log}")
+        self.code = code
+        self.log = log
+        self.said = said
+
+
+class Server:
+    """A registry in a process of its own; made by :meth:`Launcher.start` only."""
+
+    def __init__(self, launcher: Launcher, pid: int, output: int, errors: int) -> None:
+        self._launcher = launcher
+        self.pid = pid
+        self.code: int | None = None
+        self.log: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self._errors = os.fdopen(errors)
+        self._reader = threading.Thread(target=self._read_log, args=(os.fdopen(output),), daemon=True)
+        self._reader.start()
+
+    def _read_log(self, output: Any) -> None:
+        with output:
+            for line in output:
+                if line.endswith("\n"):  # a kill can cut one short
+                    with self._news:
+                        self.log.append(json.loads(line))
+                        self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def wait_for_log(self, event: str) -> dict[str, Any]:
+        """The first line of this event, as soon as it's there; raises Ended where the server ended before."""
+
+        def found() -> dict[str, Any] | None:
+            return next((line for line in self.log if line["event"] == event), None)
+
+        with self._news:
+            assert self._news.wait_for(lambda: found() or self._ended, PATIENCE), f"no {event!r} in {self.log}"
+            line = found()
+        if line is None:
+            code = self.wait()
+            raise Ended(code, self.log, self.said)
+        return line
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.wait_for_log('serving')['port']}"
+
+    @contextmanager
+    def calls(self) -> Iterator[Calls]:
+        """The calls on a connection of their own."""
+        with connected(self.address) as calls:
+            yield calls
+
+    @property
+    def running(self) -> bool:
+        """Whether it hasn't been killed, nor ended. It may be about to."""
+        return not self._ended
+
+    def wait(self) -> int:
+        """Wait until it has ended; its exit code, or the negative number of the signal that ended it."""
+        if self.code is None:
+            self._reader.join(PATIENCE)
+            assert not self._reader.is_alive(), "it doesn't end"
+            self.code = self._launcher.wait(self.pid)
+            with self._errors:
+                self.said = self._errors.read()
+        return self.code
+
+    def signal(self, number: int) -> None:
+        if self.code is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+
+class Launcher:
+    """Starts servers; made by :func:`launcher` only.
+
+    Attributes:
+        control: tells them when to crash; None where there's no compiler for ``crash.c``.
+    """
+
+    def __init__(self, process: socket.socket, control: Control | None) -> None:
+        self._socket = process
+        self._control = control
+        self._servers: list[Server] = []
+
+    @property
+    def control(self) -> Control:
+        if self._control is None:
+            pytest.skip(f"no C compiler ({', '.join(COMPILERS)}) to build crash.c with")
+        return self._control
+
+    def launch(self, archive_dir: Path, *options: str, files: int | None = None) -> Server:
+        """Start a server, and don't wait for it. *files* is how many descriptors it may have."""
+        arguments = ["serve", "--port=0", "--log_format=json", f"--archive_dir={archive_dir}", *options]
+        output, its_output = os.pipe()
+        errors, its_errors = os.pipe()
+        message = json.dumps({"serve": arguments, "files": files}).encode()
+        socket.send_fds(self._socket, [message], [its_output, its_errors])
+        pid = self._answer()
+        os.close(its_output)
+        os.close(its_errors)
+        server = Server(self, pid, output, errors)
+        self._servers.append(server)
+        return server
+
+    def start(self, archive_dir: Path, *options: str, files: int | None = None) -> Server:
+        """Start a server, and wait until it serves. Raises Ended where it doesn't."""
+        server = self.launch(archive_dir, *options, files=files)
+        server.wait_for_log("serving")
+        return server
+
+    def wait(self, pid: int) -> int:
+        self._socket.sendall(json.dumps({"wait": pid}).encode())
+        return self._answer()
+
+    def _answer(self) -> int:
+        answer = json.loads(self._socket.recv(100))
+        assert isinstance(answer, int)
+        return answer
+
+    def end_servers(self) -> None:
+        """Kill what still runs."""
+        for server in self._servers:
+            server.kill()
+        self._servers.clear()
+
+
+def build(directory: Path) -> Path | None:
+    """Build crash.c, where there's a compiler."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        return None
+    library = directory / "crash.so"
+    subprocess.run(
+        [compiler, "-O2", "-shared", "-fPIC", "-o", library, HERE / "crash.c", "-ldl"], check=True, timeout=PATIENCE
+    )
+    return library
+
+
+def preloaded(library: Path | None, control: Control | None) -> dict[str, str]:
+    """The environment of a process that crashes on command."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent.parent), environment.get("PYTHONPATH")]))
+    if library is not None and control is not None:
+        environment |= {"LD_PRELOAD": str(library), "CRASH_CONTROL": str(control.path)}
+    return environment
+
+
+@contextmanager
+def open_launcher(directory: Path) -> Iterator[Launcher]:
+    """A launcher that keeps its files in *directory*."""
+    library = build(directory)
+    control = Control(directory / "control") if library else None
+    ours, its = socket.socketpair()
+    with (
+        ours,
+        subprocess.Popen(
+            [sys.executable, str(HERE / "launcher.py")],
+            stdin=its.fileno(),
+            env=preloaded(library, control),
+            cwd=directory,
+        ) as process,
+    ):
+        its.close()
+        launcher = Launcher(ours, control)
+        try:
+            yield launcher
+            launcher.end_servers()
+        finally:
+            ours.close()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def copy_archive(source: Path, target: Path) -> Path:
+    """Make *target* a copy of a stopped server's directory. What's there is used again: its 256 directories for blobs take their time."""
+    if target.is_dir():
+        for path in tree(target):
+            if not path.is_dir() or path.is_symlink():
+                path.unlink()
+            elif path.relative_to(target).parts[0] != "blobs":
+                path.rmdir()
+    for path in reversed(tree(source)):
+        copy = target / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            copy.mkdir(exist_ok=True, parents=True)
+        else:
+            copy.parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy2(path, copy, follow_symlinks=False)
+    return target
+
+
+def tree(root: Path) -> list[Path]:
+    """All that is below *root*, what's deeper first."""
+    return [
+        Path(directory, name) for directory, names, files in os.walk(root, topdown=False) for name in (*files, *names)
+    ]
+
+
+def files_below(root: Path) -> list[str]:
+    """The files and directories below *root*, as relative names, in order; not the directories of blobs."""
+    return sorted(
+        str(path.relative_to(root)) for path in tree(root) if path.parent.name != "sha256" or not path.is_dir()
+    )

@@ -1,0 +1,118 @@
+"""Row 1: SIGKILL at every call that a store, a change, a delete, a boot or a clean end makes on the archive directory.
+
+The calls are found by going on until none is left. ``crash.c`` counts them; here strace confirms that it misses none that changes anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from modelreg.storage.layout import Layout
+from tests.clients.calls import Calls
+from tests.faults.crash import KILL, Launcher, copy_archive
+from tests.faults.scenarios import (
+    MEDIUM,
+    MODELS,
+    OTHER,
+    SMALL,
+    STORES,
+    Scenario,
+    blobs,
+    crash_at_every_call,
+    crash_boot_at_every_call,
+    prepare,
+    publish,
+    show,
+    store,
+)
+
+# What has to be among the calls that a server was killed at, or the loop hasn't looked where it should.
+STEPS = {"create", "write", "fsync", "fchmod", "close", "link", "fsync directory", "unlink", "send"}
+
+
+@pytest.mark.parametrize("scenario", STORES[:-1], ids=lambda scenario: scenario.name)
+def test_a_store(launcher: Launcher, tmp_path: Path, scenario: Scenario) -> None:
+    seen = crash_at_every_call(launcher, tmp_path, scenario)
+    show(seen)
+    assert set(seen) >= STEPS
+
+
+@pytest.mark.parametrize("scenario", [STORES[-1], *MODELS], ids=lambda scenario: scenario.name)
+def test_a_change(launcher: Launcher, tmp_path: Path, scenario: Scenario) -> None:
+    seen = crash_at_every_call(launcher, tmp_path, scenario)
+    show(seen)
+    assert set(seen) >= {"rename", "fsync directory", "send"}
+
+
+# Of the 256 directories for blobs a few will do in the short form.
+FEW = (*range(1, 25), *range(25, 260, 47), *range(260, 1000))
+
+
+@pytest.mark.parametrize("numbers", [FEW, pytest.param(range(1, 1000), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_a_first_boot(launcher: Launcher, tmp_path: Path, numbers: Iterable[int]) -> None:
+    template = tmp_path / "template"
+    template.mkdir()
+    seen, state = crash_boot_at_every_call(launcher, template, tmp_path, numbers)
+    show(seen)
+    assert set(seen) >= {"mkdir", "create", "write", "fsync", "rename", "fsync directory"}
+    assert state == {}
+
+
+def test_a_boot_with_everything_to_put_right(launcher: Launcher, tmp_path: Path) -> None:
+    template = tmp_path / "template"
+    prepare(launcher, template, Scenario(name="", prepare=_fill, act=lambda _: None, damage=_make_a_mess))
+    seen, state = crash_boot_at_every_call(launcher, template, tmp_path, itertools.count(1))
+    show(seen)
+    assert set(seen) >= {"unlink", "rename", "fsync directory", "create", "write", "fsync"}
+    assert set(state) == {"m", "bad record", "bad sidecar", "only transient"}
+    assert len(state["bad sidecar"][1]) == 1
+
+
+def _fill(calls: Calls) -> None:
+    for model_id in ("m", "bad record", "bad sidecar", "only transient", "going"):
+        calls.create(model_id)
+        store(calls, SMALL, model_id) if model_id != "only transient" else publish(calls, SMALL, model_id)
+    store(calls, OTHER, "bad sidecar")
+    store(calls, MEDIUM, "going")
+
+
+def _make_a_mess(archive: Path) -> None:
+    """What crashes, disks and people leave."""
+    layout = Layout(archive)
+    (layout.tmp / "0123456789abcdef").write_bytes(b"half a file")
+    layout.model("going").rename(layout.tmp / "fedcba9876543210")
+    layout.model_record("bad record").write_bytes(b"")
+    layout.model_record("only transient").write_bytes(b"{")
+    layout.version_sidecar("bad sidecar", 2).write_text(json.dumps({"format": 1}))
+    (layout.models / "cut%20short" / "versions").mkdir(parents=True)
+
+
+def test_a_clean_end(launcher: Launcher, tmp_path: Path) -> None:
+    """What it writes then is exact; where it's cut short, numbers have a gap, and none comes twice."""
+    control = launcher.control
+    template = tmp_path / "template"
+    prepare(launcher, template, Scenario(name="", prepare=lambda calls: calls.create("m"), act=lambda _: None))
+    for number in range(1, 1000):
+        archive = copy_archive(template, tmp_path / "archive")
+        server = launcher.start(archive)
+        with server.calls() as calls:
+            assert publish(calls, SMALL) == {1}
+            control.arm(archive, KILL, at=number)
+        server.stop()
+        control.disarm()
+        server = launcher.start(archive)
+        with server.calls() as calls:
+            (next_number,) = publish(calls, SMALL)
+        server.kill()
+        assert not list(Layout(archive).tmp.iterdir())
+        assert not blobs(archive)
+        assert next_number > 1
+        if not control.seen:
+            assert next_number == 2
+            return
+    raise AssertionError
