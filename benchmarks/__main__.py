@@ -21,14 +21,11 @@ from benchmarks.targets import TARGETS, Target, available
 _FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
-class Size(click.ParamType[int]):
-    name = "SIZE"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:ib?)?", str(value).strip().lower())
-        if not match:
-            self.fail(f"{value!r} is not a size: try 65536, 64k, 64KiB, 1g", param, ctx)
-        return int(match[1]) * _FACTORS[match[2]]
+def size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:ib?)?", text.strip().lower())
+    if not match:
+        raise click.BadParameter(f"{text!r} is not a size: try 65536, 64k, 64KiB, 1g")
+    return int(match[1]) * _FACTORS[match[2]]
 
 
 def named(name: str) -> Target:
@@ -43,15 +40,42 @@ def named(name: str) -> Target:
 
 
 @click.command(help=__doc__)
-@click.option("--scenario", "patterns", multiple=True, metavar="GLOB", help="Those to run: upload/*, */ccore, watch. Default: all.")
-@click.option("--size", "sizes", type=Size(), multiple=True, help="Sizes of versions, instead of the scenarios'.")
-@click.option("--chunk", "chunks", type=Size(), multiple=True, help="Sizes of chunks, instead of the scenarios'.")
-@click.option("--concurrency", "at_once", type=click.IntRange(1), multiple=True, help="How many at once, instead of the scenarios'.")
+@click.option(
+    "--scenario",
+    "patterns",
+    multiple=True,
+    metavar="GLOB",
+    help="Those to run: upload/*, */ccore, watch. Default: all.",
+)
+@click.option(
+    "--size", "sizes", type=size, metavar="SIZE", multiple=True, help="Sizes of versions, instead of the scenarios'."
+)
+@click.option(
+    "--chunk", "chunks", type=size, metavar="SIZE", multiple=True, help="Sizes of chunks, instead of the scenarios'."
+)
+@click.option(
+    "--concurrency",
+    "at_once",
+    type=click.IntRange(1),
+    multiple=True,
+    help="How many at once, instead of the scenarios'.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Default: 3, or 5 with --full.")
-@click.option("--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed. Repeatable.")
-@click.option("--quick/--full", "quick", default=True, help="A short selection of about two minutes (the default), or everything.")
-@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where archives are put: the file system matters. Default: TMPDIR.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-report"), show_default=True)
+@click.option(
+    "--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed. Repeatable."
+)
+@click.option(
+    "--quick/--full", "quick", default=True, help="A short selection of about two minutes (the default), or everything."
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Where archives are put: the file system matters. Default: TMPDIR.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-report"), show_default=True
+)
 @click.option("--json/--no-json", "want_json", default=True, help="Write report.json.")
 @click.option("--html/--no-html", "want_html", default=True, help="Write report.html.")
 @click.option("--list", "only_list", is_flag=True, help="Say what would run, and on what.")
@@ -85,13 +109,17 @@ def main(
     results: list[Result] = []
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch, Load() as load:
+    with (
+        tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch,
+        Load() as load,
+    ):
         runner = Runner(load, Path(scratch), targets, rounds)
         facts = report.machine(Path(scratch))
         current = ""
-        with click.progressbar(
+        bar: click._termui_impl.ProgressBar[int] = click.progressbar(
             length=sum(map(runner.steps, cases)), file=sys.stderr, item_show_func=lambda _: current, width=30
-        ) as bar:
+        )
+        with bar:
             try:
                 for case in cases:
                     current = case[0].text(case[1])
@@ -118,7 +146,7 @@ def main(
         sys.exit(130)
 
 
-def _interrupt(number: int, stack: FrameType | None) -> None:
+def _interrupt(_number: int, _stack: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

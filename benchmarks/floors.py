@@ -37,7 +37,7 @@ def _pieces(size: int) -> list[memoryview]:
     return [_random[start % len(_random) :][: min(PIECE, size - start)] for start in starts]
 
 
-def sha256(size: int, count: int, directory: Path) -> float:
+def sha256(size: int, count: int, _directory: Path) -> float:
     pieces = _pieces(size)
     start = time.monotonic()
     for _ in range(count):
@@ -83,7 +83,7 @@ def _drained(total: int) -> Iterator[socket.socket]:
         thread.join()
 
 
-def loopback(size: int, count: int, directory: Path) -> float:
+def loopback(size: int, count: int, _directory: Path) -> float:
     pieces = _pieces(size)
     with _drained(size * count) as sock:
         start = time.monotonic()

@@ -10,6 +10,7 @@ from benchmarks import report
 from benchmarks.measure import Summary
 from benchmarks.runner import Result, Row
 from benchmarks.scenarios import LESS_IS_BETTER, MIDDLE, Point, bytes_text
+from benchmarks.targets import NULL
 
 WIDTH, HEIGHT = 430, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
@@ -43,13 +44,27 @@ td.fail { text-align: left; white-space: normal }
 def page(results: Sequence[Result], facts: dict[str, str]) -> str:
     paint = _Paint(results)
     sections = [
-        _section("At a glance", "All cases, medians; the thin line is the spread of the rounds.", _bars(results, paint)),
-        _section("Throughput by size", "MB/s, chunks of 1 MiB, one client.", _by(results, paint, "size", _throughput, "MB/s")),
-        _section("Throughput by chunk", "MB/s, versions of 64 MiB, one client.", _by(results, paint, "chunk", _throughput, "MB/s")),
-        _section("Throughput by clients", "MB/s, versions of 64 MiB.", _by(results, paint, "at_once", _throughput, "MB/s")),
-        _section("Memory by size", "Peak MB of the server, from the kernel.", _by(results, paint, "size", _memory, "MB")),
         _section(
-            "Latency", "Milliseconds: 1st to 99th percentile, quartiles, and the median (dot).", _latencies(results, paint)
+            "At a glance", "All cases, medians; the thin line is the spread of the rounds.", _bars(results, paint)
+        ),
+        _section(
+            "Throughput by size", "MB/s, chunks of 1 MiB, one client.", _by(results, paint, "size", _throughput, "MB/s")
+        ),
+        _section(
+            "Throughput by chunk",
+            "MB/s, versions of 64 MiB, one client.",
+            _by(results, paint, "chunk", _throughput, "MB/s"),
+        ),
+        _section(
+            "Throughput by clients", "MB/s, versions of 64 MiB.", _by(results, paint, "at_once", _throughput, "MB/s")
+        ),
+        _section(
+            "Memory by size", "Peak MB of the server, from the kernel.", _by(results, paint, "size", _memory, "MB")
+        ),
+        _section(
+            "Latency",
+            "Line: 1st to 99th percentile; bar: quartiles; dot: median. Milliseconds (p50 · p99), logarithmic.",
+            _latencies(results, paint),
         ),
     ]
     machine = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -73,7 +88,7 @@ class _Paint:
     def __init__(self, results: Sequence[Result]) -> None:
         rows = {row.name: row for result in results for row in result.rows}
         self._rows = dict(sorted(rows.items(), key=lambda item: item[1].floor))
-        names = [name for name, row in rows.items() if not row.floor and name != report.NULL.name]
+        names = [name for name, row in rows.items() if not row.floor and name != NULL.name]
         self._colors = {name: f"var(--c{index % 6})" for index, name in enumerate(names)}
         floors = [name for name, row in self._rows.items() if row.floor]
         self._dashes = {name: f"{2 + 4 * index} 3" for index, name in enumerate(floors)}
@@ -82,7 +97,7 @@ class _Paint:
         return "var(--floor)" if row.floor else self._colors.get(row.name, "var(--null)")
 
     def dash(self, row: Row) -> str:
-        dashes = self._dashes.get(row.name, "1 3" if row.name == report.NULL.name else "")
+        dashes = self._dashes.get(row.name, "1 3" if row.name == NULL.name else "")
         return f' stroke-dasharray="{dashes}"' if dashes else ""
 
     def key(self) -> str:
@@ -107,8 +122,9 @@ def _bars(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
     for result in results:
         unit, room, step = result.scenario.unit, WIDTH - 190, 21
         values = [(row, row.summary(unit)) for row in result.rows]
-        # Floors may be a thousand times what anything reaches; the bars that matter should not shrink for them.
-        top = max((value.high for row, value in values if value and not row.floor), default=1) * 1.02 or 1
+        # Limits may be a thousand times what anything reaches; the bars that matter should not shrink for them.
+        limits = [row for row in result.rows if row.floor or row.name == NULL.name]
+        top = max((value.high for row, value in values if value and row not in limits), default=0) * 1.2 or 1
         out = []
         for index, (row, value) in enumerate(values):
             y = 6 + index * step
@@ -135,7 +151,7 @@ def _throughput(row: Row) -> Summary | None:
 
 
 def _memory(row: Row) -> Summary | None:
-    return None if row.floor or row.name == report.NULL.name else row.of(lambda one: one.peak / 1e6)
+    return None if row.floor or row.name == NULL.name else row.of(lambda one: one.peak / 1e6)
 
 
 def _by(
@@ -160,7 +176,9 @@ def _by(
             for row in result.rows:
                 if one := value(row):
                     curves.setdefault(row.name, (row, []))[1].append((place, one))
-        yield _figure(name, unit, _lines(places, list(curves.values()), paint, text=str if axis == "at_once" else bytes_text))
+        yield _figure(
+            name, unit, _lines(places, list(curves.values()), paint, text=str if axis == "at_once" else bytes_text)
+        )
 
 
 def _lines(
@@ -172,9 +190,8 @@ def _lines(
     """Both axes logarithmic: sizes grow by factors, and so do the differences that matter."""
     low = min((one.low for _, points in curves for _, one in points if one.low > 0), default=1.0)
     high = max((one.high for _, points in curves for _, one in points), default=10.0)
-    bottom, top = math.floor(math.log10(low)), math.log10(high * 1.15)
-    if math.log10(low) - bottom > 0.3 and top - bottom > 1:
-        bottom = math.log10(low * 0.85)  # type: ignore[assignment]
+    top = math.log10(high * 1.15)
+    bottom = min(math.log10(low * 0.85), top - 0.7)
     first, last = math.log2(places[0]), math.log2(places[-1])
 
     def x(place: float) -> float:
@@ -188,10 +205,14 @@ def _lines(
         for factor in (1, 2, 5):
             tick = factor * 10.0**exponent
             if bottom <= math.log10(tick) <= top:
-                out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-                out.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{report.number(tick)}</text>')
-    for place in places:
-        out.append(f'<text x="{x(place):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(text(place))}</text>')
+                out.append(
+                    f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+                )
+                out.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:,g}</text>')
+    out += [
+        f'<text x="{x(place):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(text(place))}</text>'
+        for place in places
+    ]
     for row, points in sorted(curves, key=lambda curve: not curve[0].floor):
         path = " ".join(f"{x(place):.1f},{y(one.median):.1f}" for place, one in points)
         color, width = paint.color(row), 1.5 if row.floor else 2.2
@@ -199,8 +220,12 @@ def _lines(
         for place, one in points:
             tip = f"<title>{escape(row.name)}, {escape(text(place))}: {report.number(one.median)}</title>"
             if not row.floor:
-                out.append(f'<line x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{y(one.low):.1f}" y2="{y(one.high):.1f}" stroke="{color}"/>')
-            out.append(f'<circle cx="{x(place):.1f}" cy="{y(one.median):.1f}" r="{2 if row.floor else 3.5}" fill="{color}">{tip}</circle>')
+                out.append(
+                    f'<line x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{y(one.low):.1f}" y2="{y(one.high):.1f}" stroke="{color}"/>'
+                )
+            out.append(
+                f'<circle cx="{x(place):.1f}" cy="{y(one.median):.1f}" r="{2 if row.floor else 3.5}" fill="{color}">{tip}</circle>'
+            )
     return "".join(out)
 
 
@@ -228,7 +253,7 @@ def _latencies(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
                 f'stroke-opacity=".5"/><circle cx="{x(ms["p50"]):.1f}" cy="{y}" r="4" fill="{color}"/>'
                 f'<text class="value" x="{x(ms["p99"]) + 7:.1f}" y="{y + 4}">{report.number(ms["p50"])} · {report.number(ms["p99"])}</text></g>'
             )
-        yield _figure(result.scenario.name, f"{result.point}, ms: p50 · p99, scale logarithmic", "".join(out), 8 + len(rows) * step)
+        yield _figure(result.scenario.name, f"{result.point}", "".join(out), 8 + len(rows) * step)
 
 
 def _table(result: Result) -> str:
@@ -236,7 +261,9 @@ def _table(result: Result) -> str:
     out = ["<tr>", *(f"<th>{escape(cell)}</th>" for cell in header), "</tr>"]
     for line in lines:
         if line[1].startswith("failed"):
-            out.append(f'<tr class="bad"><td>{escape(line[0])}</td><td class="fail" colspan="{len(line) - 1}">{escape(line[1])}</td></tr>')
+            out.append(
+                f'<tr class="bad"><td>{escape(line[0])}</td><td class="fail" colspan="{len(line) - 1}">{escape(line[1])}</td></tr>'
+            )
         else:
             out += ["<tr>", *(f"<td>{escape(cell)}</td>" for cell in line), "</tr>"]
     return f'<div class="scroll"><table>{"".join(out)}</table></div>'

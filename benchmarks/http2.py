@@ -29,6 +29,7 @@ _SETTING = struct.Struct(">HI")
 _U32 = struct.Struct(">I")
 _MESSAGE = struct.Struct(">BI")  # compressed, length: gRPC over HTTP/2, "Length-Prefixed-Message"
 
+NOTHING = memoryview(b"")
 Headers = Sequence[tuple[str, str]]
 
 
@@ -323,7 +324,7 @@ class Connection:
     def send_all(self, buffers: list[bytes | memoryview]) -> None:
         try:
             sent = self.socket.sendmsg(buffers)
-            for index, buffer in enumerate(buffers):
+            for buffer in buffers:
                 if sent < len(buffer):  # cut short by a signal
                     self.socket.sendall(memoryview(buffer)[sent:])
                 sent = max(0, sent - len(buffer))
@@ -351,7 +352,7 @@ class Connection:
     def headers_frame(self, stream: Stream, headers: Iterable[tuple[str, str]], *, end: bool = False) -> bytes:
         return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream.number, self.encode(headers))
 
-    def send_message(self, stream: Stream, head: bytes, body: memoryview = memoryview(b""), *, end: bool = False) -> bool:
+    def send_message(self, stream: Stream, head: bytes, body: memoryview = NOTHING, *, end: bool = False) -> bool:
         """Sends a gRPC message, *head* (with its length prefix) followed by *body*, as DATA frames that the peer's settings
         and windows allow, waiting for credit where there is none. False when the peer ended the stream meanwhile. The last
         of it may wait for more messages until `flush`, or the end.

@@ -6,24 +6,19 @@ Processes live for the whole run (importing grpcio takes longer than many rounds
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection as Pipe
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
 from typing_extensions import Self
 
 from benchmarks.clients import Client, Outcome, Payload, Task
 from benchmarks.http2 import KIB, MIB
-
-CLIENTS: dict[str, str] = {
-    "ccore": "gRPC's C core (grpcio), one process a client",
-    "frames-16k": "frame-level generator, 16 KiB frames, as Go's clients send",
-    "frames-1m": "frame-level generator, 1 MiB frames where allowed",
-    "http": "HTTP/1.1",
-}
+from benchmarks.targets import spawn
 
 
 class LoadError(Exception):
@@ -67,7 +62,10 @@ def prepare(client: Client, task: Task) -> Callable[[], list[float]]:
         return list
     if task.kind == "lookup":
         return lambda: client.lookups(task, version)
-    return _timed([client.prepare_download(task, version, "")] * task.count)
+    download = client.prepare_download(task, version, "")
+    if task.warm:
+        download()
+    return _timed([download] * task.count)
 
 
 def _timed(steps: Sequence[Callable[[], object]]) -> Callable[[], list[float]]:
@@ -82,8 +80,7 @@ def _timed(steps: Sequence[Callable[[], object]]) -> Callable[[], list[float]]:
     return run
 
 
-def _work(pipe: Pipe) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run cleans up, and ends us
+def work(pipe: Connection[Any, Any]) -> None:
     while True:
         try:
             task = pipe.recv()
@@ -104,10 +101,10 @@ def _work(pipe: Pipe) -> None:
             pipe.send(Outcome(start=start, end=end, cpu=time.process_time() - cpu, bytes=size, samples=tuple(samples)))
         except EOFError:
             return
-        except Exception as error:  # whatever it is, it is a row of the report
-            pipe.send(LoadError(f"{type(error).__name__}: {error}"[:500]))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a row of the report
+            pipe.send(f"{type(error).__name__}: {error}"[:500])
         finally:
-            job = None
+            job = list  # lets go of the payload
             gc.enable()
             if client is not None:
                 client.close()
@@ -117,13 +114,14 @@ class Load:
     """The load processes of a run, made when first needed."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
         self._idle: list[Worker] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for worker in self._idle:
             worker.end()
 
@@ -133,7 +131,9 @@ class Load:
         Raises LoadError where one fails; the processes of the others are ended, as nobody can tell what they do.
         """
         tasks = [task for stage in stages for task in stage]
-        workers = [self._idle.pop() if self._idle else Worker(self._context) for _ in tasks]
+        while len(self._idle) < len(tasks):
+            self._idle.append(Worker())
+        workers = [self._idle.pop() for _ in tasks]
         try:
             for worker, task in zip(workers, tasks, strict=True):
                 worker.pipe.send(task)
@@ -156,10 +156,10 @@ class Load:
 
 
 class Worker:
-    def __init__(self, context: multiprocessing.context.SpawnContext) -> None:
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self._process.start()
+    def __init__(self) -> None:
+        self.pipe, theirs = Pipe()
+        number = theirs.fileno()
+        self._process = spawn([sys.executable, "-m", "benchmarks.load", str(number)], pass_fds=[number])
         theirs.close()
 
     def receive(self, timeout: float) -> Outcome | None:
@@ -167,16 +167,18 @@ class Worker:
             raise LoadError(f"no result within {timeout:g} s")
         try:
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise LoadError("the load process died") from None
-        if isinstance(answer, LoadError):
-            raise answer
+        if isinstance(answer, str):
+            raise LoadError(answer)
         assert answer is None or isinstance(answer, Outcome)
         return answer
 
     def end(self) -> None:
         self.pipe.close()
-        self._process.terminate()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
+        self._process.kill()
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    work(Connection(int(sys.argv[1])))

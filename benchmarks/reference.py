@@ -13,9 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
@@ -113,7 +114,7 @@ def handlers(registry: Registry) -> grpc.GenericRpcHandler:
         grpc.unary_stream_rpc_method_handler,
         grpc.stream_unary_rpc_method_handler,
     )
-    methods = {
+    methods: dict[str, tuple[Callable[..., object], Any]] = {
         "CreateOrUpdateModel": (unary, pb.CreateOrUpdateModelRequest),
         "DeleteModel": (unary, pb.DeleteModelRequest),
         "CreateVersion": (from_stream, pb.CreateVersionRequestChunk),

@@ -53,7 +53,9 @@ def number(value: float | None) -> str:
 
 def latencies(row: Row) -> dict[str, float]:
     """Percentiles in milliseconds over all rounds."""
-    return {name: value * 1e3 for name, value in measure.quantiles(s for one in row.rounds for s in one.samples).items()}
+    return {
+        name: value * 1e3 for name, value in measure.quantiles(s for one in row.rounds for s in one.samples).items()
+    }
 
 
 def per_gb(value: float, one: Round) -> float:
@@ -78,7 +80,9 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
         first, *others = zip(cells, widths, strict=True)
         return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in others) + " |"
 
-    rule = "|" + "|".join("-" * (width + 2) if index == 0 else "-" * (width + 1) + ":" for index, width in enumerate(widths))
+    rule = "|" + "|".join(
+        "-" * (width + 2) if index == 0 else "-" * (width + 1) + ":" for index, width in enumerate(widths)
+    )
     return "\n".join([text(lines[0]), rule + "|", *map(text, lines[1:])])
 
 
@@ -151,8 +155,9 @@ good as `name`. Upload figures include fsync where versions are stored. {MARK}: 
 
 def markdown(results: Sequence[Result], facts: dict[str, str]) -> str:
     parts = ["\n".join(f"- {name}: {value}" for name, value in facts.items()), LEGEND, grid(summary(results))]
-    for result in results:
-        parts.append(f"### {result.scenario.text(result.point)}\n\n{result.scenario.question}\n\n{grid(details(result))}")
+    parts.extend(
+        f"### {one.scenario.text(one.point)}\n\n{one.scenario.question}\n\n{grid(details(one))}" for one in results
+    )
     return "\n\n".join(parts) + "\n"
 
 

@@ -108,7 +108,9 @@ class Runner:
     def targets_of(self, scenario: Scenario) -> list[Target]:
         """Those that can do it, and the null server where it says something."""
         able = [
-            target for target in self._targets if scenario.kind in target.kinds and (scenario.stored or target.transient)
+            target
+            for target in self._targets
+            if scenario.kind in target.kinds and (scenario.stored or target.transient)
         ]
         with_limit = scenario.kind in NULL.kinds and scenario.unit in ("MB/s", "1/s") and scenario.fresh
         return [*able, NULL] if able and with_limit else able
@@ -207,6 +209,7 @@ class Runner:
             chunk=point.chunk,
             count=point.versions(),
             seed=b"" if scenario.fresh else SAME_CONTENT,
+            warm=scenario.warm and scenario.kind == "download",
             checked=server.target.checked,
             timeout=60 + busy,
         )
@@ -281,7 +284,7 @@ def _stages(scenario: Scenario, point: Point, task: Task) -> list[list[Task]]:
     if scenario.kind in ("lookup", "watch"):
         small = attrs.evolve(task, size=task.size or 1000)
         return [[attrs.evolve(small, kind=scenario.kind, at_once=point.at_once)]]
-    return [[attrs.evolve(task, kind=scenario.kind)] * point.at_once]
+    return [[attrs.evolve(task, kind="upload" if scenario.kind == "upload" else "download")] * point.at_once]
 
 
 def _round_of(outcomes: Sequence[Outcome], pid: int | None, cpu_before: float) -> Round:

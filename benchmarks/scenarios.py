@@ -52,7 +52,7 @@ class Scenario:
     stored: bool = True
     unit: Unit = "MB/s"  # of the figure that rounds are summed up by
     fresh: bool = True  # false: the same content each time
-    repeats: int = 1  # each of this many downloads
+    warm: bool = True  # downloads: each version has been downloaded once before it is measured
 
     def text(self, point: Point) -> str:
         return f"{self.name}  {point}" + (f"  {point.count:,} versions" if self.kind == "boot" else "")
@@ -96,6 +96,19 @@ def _transfers(kind: Kind) -> Iterable[Scenario]:
 SCENARIOS: tuple[Scenario, ...] = (
     *_transfers("upload"),
     *_transfers("download"),
+    *(
+        Scenario(
+            name=f"first-download/{client}",
+            question="download of stored versions that nobody has read since they were stored",
+            kind="download",
+            points=(MIDDLE, Point(size=GIB)),
+            quick=(),
+            toy=TOY,
+            client=client,
+            warm=False,
+        )
+        for client in ("ccore", "frames-1m")
+    ),
     *(
         Scenario(
             name=f"publish/{'stored' if stored else 'transient'}/{client}",

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -32,6 +33,25 @@ class TargetError(Exception):
     """A target did not start, or died: what a row reports as the reason."""
 
 
+def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a process in a session of its own: Ctrl-C is the run's, which then ends it. And Ctrl-C waits until it is known here:
+    in the middle of Popen, it would leave behind a process that nobody knows of.
+    """
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda number, _: caught.append(number)) for number in signals]
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
+    if caught:
+        process.kill()
+        process.wait()
+        raise KeyboardInterrupt
+    return process
+
+
 def _module(name: str) -> Callable[[Path, int], list[str]]:
     return lambda directory, chunk: [sys.executable, "-m", name, str(directory), str(chunk)]
 
@@ -41,7 +61,7 @@ def _modelreg(directory: Path, chunk: int) -> list[str]:
     return [sys.executable, "-m", "modelreg", "serve", *options, "--log_level=warning"]
 
 
-def _docker_registry(directory: Path, chunk: int) -> list[str]:
+def _docker_registry(directory: Path, _chunk: int) -> list[str]:
     config = directory / "config.yml"
     config.write_text(_DOCKER_REGISTRY.format(directory))
     return ["docker-registry", "serve", str(config)]
@@ -88,7 +108,7 @@ TARGETS = (
 NULL = Target(
     name="null server",
     meaning="the client's own limit: a server that does nothing",
-    command=lambda directory, chunk: [sys.executable, "-m", "benchmarks.null", str(chunk)],
+    command=lambda _, chunk: [sys.executable, "-m", "benchmarks.null", str(chunk)],
     kinds=_BYTES | {"lookup"},
     checked=False,
 )
@@ -116,10 +136,7 @@ class Server:
             return
         command = self.target.command(self.directory, self.chunk)
         with self._output.open("wb") as output:
-            # A session of its own: Ctrl-C is ours, and then we stop it.
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+            self._process = spawn(command, stdout=output, stderr=output)
         self.pid = self._process.pid
 
     def wait_until_listening(self, timeout: float = START_SECONDS) -> None:

@@ -31,6 +31,7 @@ class Task:
     at_once: int = 1  # calls in flight, or watchers
     seed: bytes = b""  # payload is random and fresh unless this is given: then it is always the same
     version: int = 0  # to download; 0: one that is uploaded while the task is prepared
+    warm: bool = False  # download it once before the clock starts
     checked: bool = True  # compare digests and sizes with what was sent
     timeout: float = 60.0
 

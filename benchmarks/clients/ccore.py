@@ -10,6 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import grpc
 
@@ -80,7 +81,7 @@ class CCoreClient:
         if task.at_once == 1:
             return some(task.count)
         with ThreadPoolExecutor(task.at_once) as pool:
-            return sum(pool.map(some, [task.count // task.at_once] * task.at_once), [])
+            return list(chain.from_iterable(pool.map(some, [task.count // task.at_once] * task.at_once)))
 
     def _unary(self, method: str) -> Callable[..., bytes]:
         return self._channel.unary_unary(SERVICE + method)  # type: ignore[no-any-return]

@@ -17,7 +17,9 @@ class WrongReply(Exception):
 
 def header(task: Task) -> bytes:
     info = pb.ModelVersionInfo(model_id=task.model, archived=task.stored, data_size=task.size)
-    return pb.CreateVersionRequestChunk(header=pb.CreateVersionRequestChunk.Header(version_info=info)).SerializeToString()
+    return pb.CreateVersionRequestChunk(
+        header=pb.CreateVersionRequestChunk.Header(version_info=info)
+    ).SerializeToString()
 
 
 def framed(message: bytes) -> bytes:

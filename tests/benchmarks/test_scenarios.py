@@ -1,0 +1,119 @@
+"""Every scenario at toy size, against everything that is started here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from benchmarks.clients import Task
+from benchmarks.load import Load
+from benchmarks.runner import Result, Runner
+from benchmarks.scenarios import SCENARIOS, Point, Scenario, choose
+from benchmarks.targets import Target, available
+
+KINDS = sorted({scenario.kind for scenario in SCENARIOS})
+
+
+def run(directory: Path, targets: list[Target], scenarios: list[Scenario]) -> list[Result]:
+    with Load() as load:
+        runner = Runner(load, directory, targets, rounds=1)
+        steps: list[None] = []
+        results = []
+        for scenario in scenarios:
+            case = (scenario, scenario.toy)
+            results.append(runner.run(case, lambda: steps.append(None)))
+        assert len(steps) == sum(runner.steps((scenario, scenario.toy)) for scenario in scenarios)
+    assert list(directory.iterdir()) == []
+    return results
+
+
+def check(results: list[Result]) -> None:
+    for result in results:
+        assert {row.name: row.reason for row in result.rows if row.reason} == {}, result.scenario.name
+        for row in result.rows:
+            summary = row.summary(result.scenario.unit)
+            assert summary is not None
+            assert summary.median > 0
+            if not row.floor:
+                assert row.rounds[0].peak > 1e6
+                assert row.rounds[0].server_cpu >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_target_at_toy_size(kind: str, tmp_path: Path) -> None:
+    """Starting all of them takes a second or two, so one scenario of a kind has to do."""
+    results = run(tmp_path, available(), [next(scenario for scenario in SCENARIOS if scenario.kind == kind)])
+    check(results)
+    assert {"modelreg", "purerpc"} <= {row.name for row in results[0].rows}
+
+
+def test_every_scenario_at_toy_size(tmp_path: Path) -> None:
+    results = run(tmp_path, [target for target in available() if target.name == "reference"], list(SCENARIOS))
+    check(results)
+    assert [result.scenario for result in results if not result.rows] == [
+        one for one in SCENARIOS if one.kind == "boot"
+    ]
+
+
+def test_a_target_that_does_not_start_is_a_failed_row_and_not_tried_again(tmp_path: Path) -> None:
+    starts = []
+
+    def command(directory: Path, chunk: int) -> list[str]:
+        starts.append(directory)
+        return ["python3", "-c", "import sys; sys.exit('no such option')"]
+
+    lookups = [scenario for scenario in SCENARIOS if scenario.kind == "lookup"]
+    for result in run(tmp_path, [Target(name="broken", meaning="", command=command)], lookups):
+        row, null = result.rows
+        assert row.reason == "broken ended with code 1: no such option"
+        assert result.ratio(null, row) is None
+        assert not null.reason
+    assert len(starts) == 1
+
+
+def test_a_target_that_answers_wrongly_is_a_failed_row(tmp_path: Path) -> None:
+    from benchmarks.targets import NULL
+
+    liar = attrs.evolve(NULL, name="liar", checked=True)
+    (result,) = run(tmp_path, [liar], [SCENARIOS[0]])
+    assert result.rows[0].reason.startswith("WrongReply: sent")
+    assert not any(row.reason for row in result.rows[1:])
+
+
+def test_a_target_that_runs_already_is_found_with_its_process(tmp_path: Path) -> None:
+    from benchmarks.targets import Server
+
+    reference = next(target for target in available() if target.name == "reference")
+    server = Server(reference, tmp_path / "server", 1000)
+    try:
+        server.launch()
+        server.wait_until_listening()
+        (tmp_path / "runs").mkdir()
+        there = Target(name=server.address, meaning="", address=server.address)
+        (result,) = run(tmp_path / "runs", [there], [SCENARIOS[0]])
+        assert result.rows[0].rounds[0].peak > 1e6
+        assert not server.died()
+    finally:
+        server.close()
+
+
+def test_a_load_process_that_fails_says_why_and_is_replaced() -> None:
+    from benchmarks.load import LoadError
+
+    task = Task(kind="create", client="frames-16k", address="127.0.0.1:1", model="m", timeout=5)
+    with Load() as load:
+        for _ in range(2):
+            with pytest.raises(LoadError, match="ConnectionRefusedError"):
+                load.run([task])
+
+
+def test_choosing() -> None:
+    assert {scenario.name for scenario, _ in choose([], [], [], [], full=True)} == {one.name for one in SCENARIOS}
+    cases = choose(["upload/stored/ccore"], [1000, 2000], [100], [], full=False)
+    assert [(point.size, point.chunk) for _, point in cases] == [(1000, 100), (2000, 100)]
+    assert choose(["watch"], [5], [], [7], full=True) == [
+        (next(one for one in SCENARIOS if one.name == "watch"), Point(size=1000, chunk=1000, at_once=7, count=20))
+    ]
+    assert choose(["nothing"], [], [], [], full=True) == []
