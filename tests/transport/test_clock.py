@@ -128,8 +128,8 @@ async def test_deadline_of_a_large_unary_reply_in_a_closed_window(autojump_clock
         client = await serve.connect()
         client.credit = False
         stream_id = await client.open(path("Echo"), [(b"grpc-timeout", b"3S")])
-        await client.send(h2client.data(stream_id, h2client.message(value(bytes(20_000)))[:50000]))
-        await client.send(h2client.data(stream_id, h2client.message(value(bytes(20_000)))[50000:], end_stream=True))
+        await client.send(h2client.data(stream_id, h2client.message(value(bytes(100_000)))[:50000]))
+        await client.send(h2client.data(stream_id, h2client.message(value(bytes(100_000)))[50000:], end_stream=True))
         reply = client.reply(stream_id)
         await client.until(lambda: reply.ended)
         assert reply.status == 4
