@@ -83,7 +83,11 @@ def check_model_id(model_id: str) -> None:
     """Raise InvalidArgument unless this is a model id: 1 to 512 bytes of UTF-8 without control characters."""
     if not model_id:
         raise InvalidArgument("the model id is empty: name a model")
-    if (size := len(model_id.encode())) > LONGEST_MODEL_ID:
+    try:
+        size = len(model_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument("the model id has half of a surrogate pair in it, so it's no text") from None
+    if size > LONGEST_MODEL_ID:
         msg = f"the model id has {size} bytes, {LONGEST_MODEL_ID} are allowed"
         raise InvalidArgument(msg)
     if any(character < " " or "\x7f" <= character <= "\x9f" for character in model_id):
