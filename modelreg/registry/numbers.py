@@ -43,7 +43,8 @@ class VersionNumbers:
         return self._highest < self.ceiling
 
     def next_ceiling(self) -> int:
-        """The ceiling to write before the next number goes to a transient version."""
+        """The ceiling to write before the next number goes to a transient version. Raises ResourceExhausted as :meth:`take` does."""
+        self._check_left()
         return min(self._highest + BLOCK, HIGHEST_NUMBER)
 
     def take(self) -> int:
@@ -52,12 +53,15 @@ class VersionNumbers:
         Raises:
             ResourceExhausted: there's none left; the wire has 32 bits for them.
         """
-        if self._highest >= HIGHEST_NUMBER:
-            msg = f"all version numbers up to {HIGHEST_NUMBER} have been given: go on with a new model"
-            raise ResourceExhausted(msg)
+        self._check_left()
         self._highest += 1
         self._under_way[self._highest] = trio.Event()
         return self._highest
+
+    def _check_left(self) -> None:
+        if self._highest >= HIGHEST_NUMBER:
+            msg = f"all version numbers up to {HIGHEST_NUMBER} have been given: go on with a new model"
+            raise ResourceExhausted(msg)
 
     async def turn(self, number: int) -> None:
         """Wait until every lower number has been settled."""
