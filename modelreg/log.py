@@ -11,6 +11,7 @@ does as long as nothing is logged below it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import sys
@@ -29,7 +30,14 @@ from modelreg.settings import LogFormat, LogLevel, Settings
 Logger = FilteringBoundLogger
 Clock = Callable[[], datetime]
 
-_THRESHOLDS: dict[LogLevel, int] = {"error": 40, "warning": 30, "info": 20, "debug": 10, "trace": 0}
+_THRESHOLDS: dict[LogLevel, int] = {
+    "off": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.NOTSET,
+}
 
 # A burst of this many lines is kept while the writer is held up, which is a few MiB; more are dropped.
 MAX_WAITING_LINES = 10_000
@@ -74,7 +82,7 @@ def silent_logger() -> Logger:
     logger: Logger = structlog.wrap_logger(
         None,
         processors=[_drop],
-        wrapper_class=structlog.make_filtering_bound_logger(50),
+        wrapper_class=structlog.make_filtering_bound_logger(_THRESHOLDS["off"]),
         context_class=dict,
     ).bind()
     return logger

@@ -136,8 +136,12 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _optional_path(text: str) -> Path | None:
-    return _path(text) if text else None
+def _optional_file(text: str) -> Path | None:
+    if not text:
+        return None
+    if not Path(text).name or "\0" in text:
+        raise ValueError("the path of a file")
+    return Path(text)
 
 
 def _host(text: str) -> str:
@@ -279,7 +283,7 @@ class Settings:
         metavar="FILE",
         default=None,
         default_text="standard output",
-        convert=_optional_path,
+        convert=_optional_file,
         meaning="Base name of log files: a new file every day (UTC), its date appended, like cogment.log.2025-01-31.",
     )
     log_format: LogFormat = _option(

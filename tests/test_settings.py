@@ -18,7 +18,7 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "cache_max_bytes": (("1", 1), ("68719476736", 64 << 30), ["0", "1GiB"]),
     "sent_version_chunk_size": (("10000000", 10_000_000), ("1", 1), ["0", str(1 << 31), "5MB"]),
     "log_level": (("debug", "debug"), ("5", "trace"), ["6", "-1", "loud", ""]),
-    "log_file": (("./path/cogment.log", Path("path/cogment.log")), ("x", Path("x")), ["a\0b"]),
+    "log_file": (("./path/cogment.log", Path("path/cogment.log")), ("x", Path("x")), ["a\0b", ".", "/"]),
     "log_format": (("json", "json"), ("JSON", "json"), ["xml", ""]),
     "directory_endpoint": (
         ("grpc://foo:9005", "grpc://foo:9005"),
