@@ -24,6 +24,7 @@ API = PROTO.parent / "modelreg" / "api"
 SOURCES = {
     "cogment/api/common.proto": "common",
     "cogment/api/model_registry.proto": "model_registry",
+    "cogment/api/directory.proto": "directory",
     "grpc/health/v1/health.proto": "health",
     "grpc/reflection/v1/reflection.proto": "reflection_v1",
     "grpc/reflection/v1alpha/reflection.proto": "reflection_v1alpha",

@@ -1,0 +1,77 @@
+"""Tasks that outlive the call that starts them: a connection's, a tracked model's.
+
+The interface has calls that leave something running, and no block that it runs in. So these tasks belong to the event loop:
+on Trio they are system tasks, on asyncio ordinary ones, and both end with the loop at the latest. Each is kept here until
+it ends, and `close` ends all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+_logger = logging.getLogger("modelreg.client")
+
+
+class BackgroundTask:
+    """A task that was spawned. `cancel` may be called at any time, `wait` returns when it has ended."""
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    async def _run(self, function: Callable[[], Awaitable[None]], tasks: set[BackgroundTask]) -> None:
+        try:
+            with self._scope:
+                await function()
+        except Exception:  # nobody waits for it, and on Trio it would end the program
+            _logger.exception("a background task failed: please report this")
+        finally:
+            tasks.discard(self)
+            self._ended.set()
+
+
+class Background:
+    """The background tasks of one context."""
+
+    def __init__(self) -> None:
+        self._tasks: set[BackgroundTask] = set()
+        self._handles: set[asyncio.Task[None]] = set()
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> BackgroundTask:
+        """Run a function in a task of its own, on the event loop that runs now."""
+        task = BackgroundTask()
+        self._tasks.add(task)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            import trio.lowlevel  # only where it runs anyway
+
+            trio.lowlevel.spawn_system_task(task._run, function, self._tasks, name=name)  # noqa: SLF001
+        else:
+            handle = asyncio.create_task(task._run(function, self._tasks), name=name)  # noqa: SLF001
+            self._handles.add(handle)  # the loop itself holds tasks weakly
+            handle.add_done_callback(self._handles.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel all tasks, and wait for their end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            for task in tasks:
+                await task.wait()

@@ -1,0 +1,123 @@
+"""The beginning of every program that uses the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import TracebackType
+from typing import Literal
+
+from typing_extensions import Self
+
+from modelreg.client.background import Background
+from modelreg.client.cache import Cache
+from modelreg.client.directory import TOKEN, directory_address, resolve
+from modelreg.client.endpoint import DISCOVER, Endpoint, endpoint_from_environment, parse_url
+from modelreg.client.registry import ModelRegistry
+from modelreg.client.rpc import Rpc
+from modelreg.client.transport.channel import Channel, encode
+from modelreg.client.transport.connection import Timing
+from modelreg.client.transport.wire import Address
+
+PATIENCE = 10.0
+"""Seconds that calls are tried again, by default: a registry that restarts is back by then."""
+
+
+class Context:
+    """Who calls, and which directory to ask.
+
+    A context in Python's sense, too: leaving it closes all its registries.
+
+    Arguments:
+        user_id: identifier of the user.
+        cog_settings: the specs module of trials; the registry needs none.
+        asyncio_loop: the event loop that this is for; None for the one that runs. Trio needs none.
+        prometheus_registry: taken, as programs give one; there are no metrics of the registry's client.
+        directory_endpoint: the Directory that discovery asks; by default the one that the environment variable
+            COGMENT_DIRECTORY_ENDPOINT names.
+        directory_auth_token: for the Directory; by default the environment variable COGMENT_DIRECTORY_AUTHENTICATION_TOKEN.
+
+    Attributes:
+        served_port: always None, as nothing is served.
+
+    Raises:
+        ValueError: the directory's endpoint isn't like ``grpc://host:port``, or the token can't be sent.
+    """
+
+    served_port: None = None
+
+    def __init__(
+        self,
+        user_id: str,
+        cog_settings: object = None,
+        asyncio_loop: asyncio.AbstractEventLoop | None = None,
+        prometheus_registry: object = None,
+        directory_endpoint: Endpoint | None = None,
+        directory_auth_token: str | None = None,
+    ) -> None:
+        self.user_id = user_id
+        self._cog_settings = cog_settings
+        self._loop = asyncio_loop
+        self._directory = directory_endpoint or endpoint_from_environment("COGMENT_DIRECTORY_ENDPOINT")
+        self._token = directory_auth_token or os.environ.get("COGMENT_DIRECTORY_AUTHENTICATION_TOKEN") or None
+        if self._directory is not None:
+            directory_address(self._directory)
+        if self._token is not None:
+            encode([(TOKEN, self._token)])
+        self._registries: list[ModelRegistry] = []
+
+    def has_specs(self) -> bool:
+        """Whether `cog_settings` was given."""
+        return self._cog_settings is not None
+
+    async def get_model_registry_v2(
+        self,
+        endpoint: Endpoint = Endpoint(DISCOVER),  # noqa: B008  # as documented; never changed here
+        *,
+        timeout: float | None = None,
+        patience: float = PATIENCE,
+        cache: Cache | Literal[True] | None = None,
+        timing: Timing = Timing(),  # noqa: B008
+    ) -> ModelRegistry:
+        """The registry at an endpoint. Nothing is sent to it yet.
+
+        Arguments:
+            endpoint: where it is; by default to be discovered.
+            timeout: of calls that aren't given one, in seconds; None for none.
+            patience: how long calls that find nobody, or lose their connection, are tried again, in seconds.
+            cache: where downloaded data is kept; True for the platform's place. None keeps nothing.
+            timing: of connections.
+
+        Raises:
+            ValueError: the endpoint isn't one, or needs a directory and there is none.
+        """
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise ValueError("this Context was made for another asyncio_loop than the one that runs")
+        parse_url(endpoint.url)
+        background = Background()
+        directory, token = self._directory, self._token
+
+        async def where() -> Address:
+            return await resolve(endpoint, directory, token, timing=timing, background=background)
+
+        if directory is None:
+            await where()  # raises, or says where it is without asking anybody
+        metadata = [(TOKEN, endpoint.token)] if endpoint.token else []
+        channel = Channel(where, metadata=metadata, timing=timing, background=background)
+        registry = ModelRegistry(Rpc(channel, patience, timeout), background, Cache() if cache is True else cache)
+        self._registries.append(registry)
+        return registry
+
+    async def close(self) -> None:
+        """Close all registries that came from here."""
+        registries, self._registries = self._registries, []
+        for registry in registries:
+            await registry.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,74 @@
+"""Retrieving a version's data: into a target, verified, or out of the cache."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+
+import attrs
+
+from modelreg.api import model_registry_pb2 as api
+from modelreg.client.errors import Damaged
+from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.retry import patiently
+from modelreg.client.rpc import SERVICE, Rpc
+from modelreg.client.targets import Target
+from modelreg.client.transport.calls import Call
+from modelreg.client.transport.messages import DataChunks
+from modelreg.client.upload import Progress
+
+
+@attrs.define
+class Download:
+    """A version on its way here."""
+
+    rpc: Rpc
+    info: ModelIterationInfo
+    target: Target
+    progress: Progress | None = None
+    timeout: float | None = None
+
+    async def run(self) -> None:
+        """Fill the target.
+
+        Raises:
+            CallFailed: it can't be had.
+            Damaged: the bytes that came aren't those of the version.
+        """
+        await patiently(self._attempt, patience=self.rpc.patience)
+
+    async def _attempt(self) -> None:
+        info, target = self.info, self.target
+        target.restart()
+        chunks = DataChunks(target.write)
+        call: Call | None = None
+
+        def take(data: memoryview) -> None:
+            before = target.received
+            chunks.feed(data)
+            assert call is not None
+            call.consumed(len(data) - (target.received - before))  # prefixes; the rest when the target is done with it
+
+        request = api.RetrieveVersionDataRequest(model_id=info.model_name, version_number=info.iteration)
+        call = await self.rpc.channel.call(SERVICE + "RetrieveVersionData", timeout=self.timeout, sink=take)
+        with call:
+            call.send_last(request.SerializeToString())
+            while True:
+                over = call.over
+                done = await target.drain(final=over)
+                if done:
+                    call.consumed(done)
+                    if self.progress is not None:
+                        self.progress(target.received, info.size)
+                elif over:
+                    break
+                else:
+                    await call.wait()
+            call.check()
+        if target.received != info.size:
+            raise Damaged(f"{_named(info)} has {info.size} bytes, and {target.received} came: store it again")
+        if not chunks.complete or target.digest() != b64decode(info.hash):
+            raise Damaged(f"{_named(info)} isn't what was stored, by its hash: store it again")
+
+
+def _named(info: ModelIterationInfo) -> str:
+    return f"iteration {info.iteration} of model {info.model_name!r}"

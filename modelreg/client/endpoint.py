@@ -1,0 +1,138 @@
+"""Where a service is: an `Endpoint`, and what its URL says.
+
+grpc://host:port                                  there
+cogment://discover                                wherever the Directory says that a service of the wanted type is
+cogment://discover/<type>?<property>=<value>&…    of this type, with these properties
+cogment://discover/service?__id=N                 the one with this registration
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+
+from modelreg.api.directory_pb2 import ServiceType
+
+DISCOVER = "cogment://discover"
+
+TYPES: dict[str, ServiceType] = {
+    "actor": ServiceType.ACTOR_SERVICE,
+    "environment": ServiceType.ENVIRONMENT_SERVICE,
+    "datalog": ServiceType.DATALOG_SERVICE,
+    "prehook": ServiceType.PRE_HOOK_SERVICE,
+    "lifecycle": ServiceType.TRIAL_LIFE_CYCLE_SERVICE,
+    "actservice": ServiceType.CLIENT_ACTOR_CONNECTION_SERVICE,
+    "datastore": ServiceType.DATASTORE_SERVICE,
+    "modelregistry": ServiceType.MODEL_REGISTRY_SERVICE,
+    "directory": ServiceType.DIRECTORY_SERVICE,
+}
+
+
+@attrs.define
+class Endpoint:
+    """How to connect to a service.
+
+    Attributes:
+        url: where it is, or how to discover it.
+        private_key: PEM-encoded; set, the connection uses TLS, and with `certificate_chain` the service is told who is calling.
+        root_certificates: PEM-encoded, of those who may vouch for the service; the system's where it's None. Set, the connection
+            uses TLS.
+        certificate_chain: PEM-encoded, of `private_key`.
+        token: sent with each call as metadata ``authentication-token``, to a registry that wants one.
+    """
+
+    url: str = DISCOVER
+    private_key: str | None = attrs.field(default=None, repr=False)
+    root_certificates: str | None = attrs.field(default=None, repr=False)
+    certificate_chain: str | None = attrs.field(default=None, repr=False)
+    token: str | None = attrs.field(default=None, repr=False)
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.private_key is not None or self.root_certificates is not None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What TLS needs; None without it. Raises `ValueError` where keys or certificates can't be used."""
+        if not self.uses_tls:
+            return None
+        try:
+            context = ssl.create_default_context(cadata=self.root_certificates)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_alpn_protocols(["h2"])
+            if self.private_key is not None and self.certificate_chain is not None:
+                _load_chain(context, self.certificate_chain, self.private_key)
+        except (ssl.SSLError, ValueError) as error:
+            raise ValueError(f"the endpoint's keys or certificates can't be used: {error}") from error
+        return context
+
+
+def _load_chain(context: ssl.SSLContext, chain: str, key: str) -> None:
+    """Give a context a certificate, which it takes from files only: one that is ours alone, and gone afterwards."""
+    with tempfile.NamedTemporaryFile("w", prefix="modelreg-") as file:  # made with mode 0600
+        file.write(key.rstrip("\n") + "\n" + chain)
+        file.flush()
+        context.load_cert_chain(file.name)
+
+
+@attrs.frozen(kw_only=True)
+class Direct:
+    """A URL that says where."""
+
+    host: str
+    port: int
+
+
+@attrs.frozen(kw_only=True)
+class Inquiry:
+    """A URL that says what to ask the Directory for.
+
+    Attributes:
+        service_id: a registration; the rest is of no meaning then.
+        type: of service; None where the URL leaves it to the caller.
+        properties: that the service has to have.
+    """
+
+    service_id: int | None = None
+    type: ServiceType | None = None
+    properties: dict[str, str] = attrs.field(factory=dict)
+
+
+def parse_url(url: str) -> Direct | Inquiry:
+    """What an endpoint's URL says. Raises `ValueError` with what is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no endpoint: {error}") from None
+    if parts.scheme == "grpc":
+        if not parts.hostname or not port or parts.path.strip("/") or parts.query or parts.username is not None:
+            raise ValueError(f"{url!r} is no endpoint: it should be like grpc://host:9002")
+        return Direct(host=parts.hostname, port=port)
+    if parts.scheme != "cogment":
+        raise ValueError(f"{url!r} is no endpoint: it should begin with grpc:// or cogment://")
+    if parts.netloc != "discover":
+        raise ValueError(f"{url!r} is no endpoint for a registry: after cogment:// comes discover")
+    try:
+        properties = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+    except ValueError:
+        raise ValueError(f"{url!r} is no endpoint: after the ? come property=value pairs") from None
+    path = parts.path.strip("/")
+    if path == "service":
+        number = properties.get("__id", "")
+        if not (number.isascii() and number.isdigit()) or int(number) >= 2**64:
+            raise ValueError(f"{url!r} is no endpoint: a registration is like cogment://discover/service?__id=7")
+        return Inquiry(service_id=int(number))
+    if path and path not in TYPES:
+        raise ValueError(f"{url!r} is no endpoint: {path} is none of {', '.join(TYPES)}")
+    return Inquiry(type=TYPES.get(path), properties=properties)
+
+
+def endpoint_from_environment(variable: str) -> Endpoint | None:
+    """The basic endpoint that an environment variable names."""
+    url = os.environ.get(variable)
+    return Endpoint(url) if url else None

@@ -1,0 +1,125 @@
+"""A model's latest iteration, kept at hand by a background task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from modelreg.client.errors import RegistryError, Unavailable
+from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.logs import logger
+from modelreg.client.retry import Backoff
+
+if TYPE_CHECKING:
+    from modelreg.client.registry import ModelRegistry
+
+
+class TrackedModel:
+    """A model that is tracked, for all that asked for it."""
+
+    def __init__(self, registry: ModelRegistry, name: str, deserialize: Callable[[bytes], Any] | None) -> None:
+        self.name = name
+        self.deserialize = deserialize
+        self.latest: tuple[Any, ModelIterationInfo] | None = None
+        self.error: Exception | None = None
+        """Why tracking has ended."""
+        self._registry = registry
+        self._changed = anyio.Event()
+
+    async def run(self) -> None:
+        """Track it until that isn't possible any more."""
+        try:
+            async for info in self._registry.iteration_updates(self.name):
+                if (
+                    self.latest is None
+                    or info.iteration > self.latest[1].iteration
+                    or info.timestamp > self.latest[1].timestamp
+                ):
+                    await self._fetch()
+        except RegistryError as error:
+            logger.warning("model %r isn't tracked any more: %s", self.name, error)
+            self.error = error
+        finally:
+            self.error = self.error or RuntimeError(
+                f"model {self.name!r} isn't tracked any more: the client was closed"
+            )
+            self._tell()
+
+    async def _fetch(self) -> None:
+        """Make the newest iteration there is now the latest one."""
+        backoff = Backoff()
+        while True:
+            try:
+                found = await self._registry._retrieve_latest(self.name)  # noqa: SLF001
+                break
+            except Unavailable:
+                await anyio.sleep(backoff.pause())
+            except RegistryError as error:
+                logger.warning("the latest iteration of model %r can't be had: %s", self.name, error)
+                return
+        if found is None:
+            return  # gone already: another one is to come
+        data, info = found
+        if self.latest is not None and info == self.latest[1]:
+            return
+        value: Any = data
+        if self.deserialize is not None:
+            try:
+                value = await anyio.to_thread.run_sync(self.deserialize, data)
+            except Exception:  # noqa: BLE001  # the caller's function
+                logger.exception("iteration %d of model %r can't be deserialized", info.iteration, self.name)
+                return
+        self.latest = value, info
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait(self, newer_than: int) -> None:
+        """Until an iteration with a higher number is the latest. Raises what has ended the tracking."""
+        while self.latest is None or self.latest[1].iteration <= newer_than:
+            if self.error is not None:
+                raise self.error
+            await self._changed.wait()
+
+
+class LatestModel:
+    """The latest iteration of a model that is available here, from `ModelRegistry.track_latest_model`.
+
+    Attributes:
+        name: of the model.
+    """
+
+    def __init__(self, tracked: TrackedModel) -> None:
+        self._tracked = tracked
+        self.name = tracked.name
+
+    async def get(self) -> tuple[Any, ModelIterationInfo]:
+        """The latest iteration's data, and what is known of it. Waits for the first one only.
+
+        Raises:
+            RegistryError: there is none, and will be none: the model was deleted, for example.
+        """
+        await self.wait_for_available()
+        assert self._tracked.latest is not None
+        return self._tracked.latest
+
+    def is_deserialized(self) -> bool:
+        """Whether the data is what `deserialize_func` made of the bytes."""
+        return self._tracked.deserialize is not None
+
+    def is_available(self) -> bool:
+        """Whether there is an iteration, so that `get` doesn't wait."""
+        return self._tracked.latest is not None
+
+    async def wait_for_available(self) -> None:
+        """Wait for the first iteration. Raises as `get`."""
+        await self._tracked.wait(-1)
+
+    async def wait_for_newer(self, iteration: int) -> None:
+        """Wait for an iteration with a higher number than this. Raises as `get`."""
+        await self._tracked.wait(iteration)

@@ -1,0 +1,66 @@
+"""Trying again: for how long, how often, and what.
+
+A call that found nobody, or lost its connection, is tried again until the client's patience or the call's timeout is over,
+with pauses that double and are spread at random, so that a thousand actors don't come back to a restarted registry in the
+same instant.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+import attrs
+
+from modelreg.client.transport.status import CallFailed, Code
+
+T = TypeVar("T")
+
+
+@attrs.define
+class Backoff:
+    """The pauses between attempts, in seconds. Each is between half of the current step and all of it."""
+
+    first: float = 0.05
+    longest: float = 5.0
+    _step: float = attrs.field(default=0.0, init=False)
+
+    def reset(self) -> None:
+        """It worked: the next failure is a first one."""
+        self._step = 0.0
+
+    def pause(self) -> float:
+        """How long to wait before the next attempt."""
+        self._step = min(self.longest, self._step * 2 or self.first)
+        return self._step * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def transient(failure: CallFailed) -> bool:
+    """Whether the same call may succeed later, for a call that does no harm when done twice."""
+    return failure.code == Code.UNAVAILABLE
+
+
+async def patiently(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    patience: float,
+    again: Callable[[CallFailed], bool] = transient,
+) -> T:
+    """Make an attempt until it succeeds, fails in a way that isn't worth another one, or *patience* seconds are over.
+
+    Raises what the last attempt raised.
+    """
+    backoff = Backoff()
+    until = anyio.current_time() + patience
+    while True:
+        try:
+            return await attempt()
+        except CallFailed as failure:
+            if not again(failure):
+                raise
+            pause = backoff.pause()
+            if anyio.current_time() + pause > until:
+                raise
+        await anyio.sleep(pause)

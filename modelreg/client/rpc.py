@@ -1,0 +1,75 @@
+"""The interface's calls, each tried again for as long as the client is patient, with the client's exceptions."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+import attrs
+
+from modelreg.client.errors import error_of
+from modelreg.client.retry import patiently
+from modelreg.client.transport.channel import Channel, deadline
+from modelreg.client.transport.status import CallFailed
+
+SERVICE = "/cogmentAPI.ModelRegistrySP/"
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Message(Protocol):
+    """A protobuf message."""
+
+    def SerializeToString(self) -> bytes: ...
+
+
+class MessageType(Protocol[R_co]):
+    """A protobuf message's class."""
+
+    def FromString(self, data: bytes, /) -> R_co: ...
+
+
+class translated:  # noqa: N801  # used as a statement
+    """Raise the client's exceptions for calls that fail inside."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, CallFailed):
+            raise error_of(error) from None
+
+
+@attrs.frozen
+class Rpc:
+    """Calls to the registry's service.
+
+    Attributes:
+        channel: that they're made on.
+        patience: how long a call is tried again, in seconds.
+        timeout: what a call without one of its own has, in seconds; None for none.
+    """
+
+    channel: Channel
+    patience: float
+    timeout: float | None = None
+
+    async def once(self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None) -> R_co:
+        """Make one call. Raises `CallFailed`."""
+        return reply.FromString(
+            await self.channel.unary(SERVICE + method, request.SerializeToString(), timeout=timeout)
+        )
+
+    async def unary(
+        self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None
+    ) -> R_co:
+        """Make a call that does no harm when it's made twice, until there is an answer. Raises `RegistryError`."""
+        timeout = self.limit(timeout)
+        with translated(), deadline(timeout):
+            return await patiently(lambda: self.once(method, request, reply, timeout), patience=self.patience)
+
+    def limit(self, timeout: float | None) -> float | None:
+        """A call's timeout: its own, or the client's."""
+        return self.timeout if timeout is None else timeout

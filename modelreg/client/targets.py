@@ -1,0 +1,208 @@
+"""Where downloaded data goes: memory, a caller's buffer, or a file.
+
+The connection's reader gives each piece to `write`, which only puts it aside, as all calls of the connection wait meanwhile. `drain`, asked
+by the call's own task, does what takes long, in a worker thread: hashing, and writing to disk. What it's done with is given
+back to the server as window, so memory beside the target is bounded by the stream's window (`transport.core.STREAM_WINDOW`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Protocol
+
+import anyio.to_thread
+from typing_extensions import Self
+
+from modelreg.client.sources import INLINE_BYTES, PIECE_BYTES
+from modelreg.transport.faults import ErrorCode, StreamFault
+
+DRAIN_BYTES = 2 * 1024 * 1024
+"""Work for a thread is worth its while from here on."""
+
+
+class Target(Protocol):
+    """Takes a download of a size that is known.
+
+    Attributes:
+        size: what is expected, in bytes.
+        received: what has been given to `write`.
+    """
+
+    size: int
+    received: int
+
+    def restart(self) -> None:
+        """Begin anew, after a connection was lost."""
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes. Raises `StreamFault` when they are more than expected."""
+
+    async def drain(self, *, final: bool) -> int:
+        """Deal with what was written, if that's much or `final`; how many bytes it was."""
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that was drained."""
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        """All that was drained."""
+
+
+class MemoryTarget:
+    """Memory of the caller's, at least as large as the download; hashed while more arrives."""
+
+    def __init__(self, view: memoryview, size: int) -> None:
+        self.size = size
+        self._view = view
+        self.restart()
+
+    def restart(self) -> None:
+        self.received = 0
+        self._hashed = 0
+        self._sha = hashlib.sha256()
+
+    def write(self, data: memoryview) -> None:
+        end = self.received + len(data)
+        if end > self.size:
+            raise _too_much(self.size)
+        self._view[self.received : end] = data
+        self.received = end
+
+    async def drain(self, *, final: bool) -> int:
+        size = self.received - self._hashed
+        if size == 0 or (size < DRAIN_BYTES and not final):
+            return 0
+        part = self._view[self._hashed : self._hashed + size]
+        if size < INLINE_BYTES:
+            self._sha.update(part)
+        else:
+            await anyio.to_thread.run_sync(self._sha.update, part)
+        self._hashed += size
+        return size
+
+    def digest(self) -> bytes:
+        return self._sha.digest()
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        yield self._view[: self.size]
+
+
+class BytesTarget(MemoryTarget):
+    """New memory, which becomes a `bytes` without being copied: BytesIO gives away its own when that has the right size."""
+
+    def __init__(self, size: int) -> None:
+        self._io = io.BytesIO(bytes(size))
+        super().__init__(self._io.getbuffer(), size)
+
+    def value(self) -> bytes:
+        """The data. The target is of no use afterwards."""
+        self._view.release()
+        return self._io.getvalue()
+
+
+class FileTarget:
+    """A file that appears at its path whole, or not at all: written beside it, synced, and renamed. A context, which removes what
+    isn't committed.
+
+    Arguments:
+        path: where it's to be.
+        size: of the data, in bytes.
+        overwrite: whether a file that is there already is replaced; `FileExistsError` from `commit` where not.
+    """
+
+    def __init__(self, path: os.PathLike[str], size: int, *, overwrite: bool = True, durable: bool = True) -> None:
+        self.size = size
+        self._path = os.path.abspath(path)
+        folder, name = os.path.split(self._path)
+        self._temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.part")
+        self._overwrite = overwrite
+        self._durable = durable
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self.restart()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+        try:
+            os.unlink(self._temporary)
+        except FileNotFoundError:
+            pass  # committed
+
+    def restart(self) -> None:
+        self.received = 0
+        self._sha = hashlib.sha256()
+        self._pending: list[bytearray] = []
+        self._pending_bytes = 0
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+
+    def write(self, data: memoryview) -> None:
+        self.received += len(data)
+        if self.received > self.size:
+            raise _too_much(self.size)
+        pending = self._pending
+        if not pending or len(pending[-1]) + len(data) > PIECE_BYTES:
+            pending.append(bytearray())
+        pending[-1] += data
+        self._pending_bytes += len(data)
+
+    async def drain(self, *, final: bool) -> int:
+        size = self._pending_bytes
+        if size == 0 or (size < DRAIN_BYTES and not final):
+            return 0
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        await anyio.to_thread.run_sync(self._write_all, pending)
+        return size
+
+    def _write_all(self, pending: Iterable[bytes | bytearray | memoryview]) -> None:
+        for part in pending:
+            self._sha.update(part)
+            view = memoryview(part)
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def digest(self) -> bytes:
+        return self._sha.digest()
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        at = 0
+        while data := os.pread(self._fd, PIECE_BYTES, at):
+            yield data
+            at += len(data)
+
+    def store(self, contents: Iterable[bytes | memoryview]) -> None:
+        """Write all of it, and make it appear, in a thread that may wait. Raises `OSError`."""
+        self._write_all(contents)
+        self._commit()
+
+    async def commit(self) -> None:
+        """Make it appear. Raises `OSError`."""
+        await anyio.to_thread.run_sync(self._commit)
+
+    def _commit(self) -> None:
+        if self._durable:
+            os.fsync(self._fd)
+        if self._overwrite:
+            os.replace(self._temporary, self._path)
+        else:
+            os.link(self._temporary, self._path)
+            os.unlink(self._temporary)
+        if self._durable:
+            folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _too_much(size: int) -> StreamFault:
+    return StreamFault(ErrorCode.CANCEL, f"more data came than the {size} bytes that the version has")

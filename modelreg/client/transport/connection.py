@@ -1,0 +1,200 @@
+"""One connection: the core, its socket, and the three tasks between them.
+
+A task reads, one writes, one asks a silent server whether it's still there. Only the writer touches the socket's sending
+side, so a call that is cancelled never leaves half a frame behind. The connection ends when any of them fails, when it's
+closed, or when the server has said GOAWAY and the last call is over; then every call left on it ends UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+import anyio
+import attrs
+
+from modelreg.client.background import Background, BackgroundTask
+from modelreg.client.transport.core import Core, Stream
+from modelreg.client.transport.signals import Signal
+from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.wire import Address, Wire, connect
+from modelreg.transport.faults import ConnectionFault
+
+RECEIVE_BYTES = 256 * 1024
+"""The receive buffer: stays in a core's cache."""
+
+GOODBYE_SECONDS = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class Timing:
+    """Seconds."""
+
+    connect: float = 10.0
+    """For address lookup, TCP and TLS together."""
+
+    keepalive: float = 20.0
+    """A server that has sent nothing for so long while calls are running gets a PING."""
+
+    keepalive_timeout: float = 15.0
+    """A server that sends nothing for so long after it is taken for dead."""
+
+
+class Connection:
+    """An open connection. Made by `open_connection`."""
+
+    def __init__(self, wire: Wire, address: Address, timing: Timing) -> None:
+        self._wire = wire
+        self._timing = timing
+        self._core = Core()
+        self._outgoing = Signal()
+        self._busy = Signal()
+        self._news = Signal()
+        self._heard = anyio.current_time()
+        self._scope = anyio.CancelScope()
+        self._name = str(address)
+        self._reason = f"the connection to {self._name} was closed"
+        self._task: BackgroundTask | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether another call can be made on it."""
+        return self._core.going_away is None and not self._core.full
+
+    @property
+    def closing(self) -> bool:
+        """Whether no further call will ever be made on it."""
+        return self._core.going_away is not None
+
+    @property
+    def too_many_pings(self) -> bool:
+        """Whether the server has complained about keepalive."""
+        return self._core.too_many_pings
+
+    def open(self, fields: Sequence[tuple[bytes, bytes]]) -> Stream:
+        """Begin a call."""
+        stream = self._core.open(fields)
+        self._busy.set()
+        self._outgoing.set()
+        return stream
+
+    def send(self, stream: Stream, pieces: Sequence[bytes | memoryview], *, end: bool = False) -> None:
+        """Queue pieces of a request."""
+        self._core.send(stream, pieces, end=end)
+        self._outgoing.set()
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """Bytes of a response have been dealt with."""
+        self._core.consumed(stream, size)
+        if self._core.wants_to_send:
+            self._outgoing.set()
+
+    def cancel(self, stream: Stream) -> None:
+        """Give up a call, if it hasn't ended."""
+        self._core.cancel(stream)
+        self._outgoing.set()
+
+    def close(self) -> None:
+        """End it; calls that still run end UNAVAILABLE."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """The connection's life, in the background."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    for task in (self._read, self._write, self._keep_alive):
+                        tasks.start_soon(self._guard, task)
+        finally:
+            self._core.lost(self._reason)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECONDS):
+                try:
+                    await self._wire.send([*self._core.plan(), self._core.close()])
+                except OSError:
+                    pass  # it's the usual reason for being here
+            self._wire.close()
+
+    async def _guard(self, task: object) -> None:
+        """Run one of the tasks; its end is the connection's."""
+        try:
+            await task()  # type: ignore[operator]
+        except ConnectionFault as fault:
+            self._reason = f"the server at {self._name} doesn't keep to HTTP/2: {fault}"
+        except OSError as error:
+            self._reason = f"the connection to {self._name} was lost: {error.strerror or error}"
+        self._core.lost(self._reason)
+        self._scope.cancel()
+
+    async def _read(self) -> None:
+        memory = memoryview(bytearray(RECEIVE_BYTES))
+        core = self._core
+        turns = 0
+        while True:
+            size = await self._wire.receive_into(memory)
+            if size == 0:
+                self._reason = core.going_away or f"the server at {self._name} closed the connection"
+                return
+            core.receive(memory[:size])
+            self._heard = anyio.current_time()
+            self._news.set()
+            if core.wants_to_send:
+                self._outgoing.set()
+            if core.going_away is not None and core.streams == 0:
+                return
+            turns += 1
+            if turns % 16 == 0:  # a server that is faster than this must not keep other tasks out
+                await anyio.lowlevel.checkpoint()
+
+    async def _write(self) -> None:
+        while True:
+            pieces = self._core.plan()
+            if pieces:
+                await self._wire.send(pieces)
+                del pieces
+            else:
+                await self._outgoing.wait()
+
+    async def _keep_alive(self) -> None:
+        timing = self._timing
+        while True:
+            if self._core.streams == 0:
+                await self._busy.wait()
+                continue
+            silent = anyio.current_time() - self._heard
+            if silent < timing.keepalive:
+                await anyio.sleep(timing.keepalive - silent)
+                continue
+            self._news = Signal()
+            self._core.ping()
+            self._outgoing.set()
+            with anyio.move_on_after(timing.keepalive_timeout) as waiting:
+                await self._news.wait()
+            if waiting.cancelled_caught:
+                self._reason = (
+                    f"the server at {self._name} doesn't answer: nothing came for {timing.keepalive_timeout:g} s"
+                )
+                return
+
+
+async def open_connection(address: Address, timing: Timing, background: Background) -> Connection:
+    """Connect. Raises `CallFailed` UNAVAILABLE, as no call could have been sent."""
+    try:
+        with anyio.fail_after(timing.connect):
+            wire = await connect(address)
+    except TimeoutError:
+        raise _unavailable(f"no connection to {address} within {timing.connect:g} s") from None
+    except ssl.SSLCertVerificationError as error:
+        raise CallFailed(
+            Code.UNAUTHENTICATED, f"the certificate of {address} isn't trusted: {error.verify_message}", delivered=False
+        ) from error
+    except ssl.SSLError as error:
+        raise _unavailable(f"no TLS with {address}: {error.reason or error}") from error
+    except OSError as error:
+        raise _unavailable(f"no connection to {address}: {error.strerror or error}") from error
+    connection = Connection(wire, address, timing)
+    connection._task = background.spawn(connection.run, f"modelreg connection to {address}")  # noqa: SLF001
+    return connection
+
+
+def _unavailable(message: str) -> CallFailed:
+    return CallFailed(Code.UNAVAILABLE, message, delivered=False)

@@ -1,0 +1,385 @@
+"""HTTP/2 from the client's side, without I/O: bytes in, calls told; calls asked, pieces to be sent out.
+
+    receive(bytes) ──► Splitter ──┬── DATA ───────────────────────► Stream.deposit, as views of the input
+                                  ├── WINDOW_UPDATE, PING, GOAWAY ► here
+                                  └── HEADERS, SETTINGS, RST ─────► h2, which is the authority on HPACK, settings and states
+
+    plan() ◄── control frames first, then DATA of the streams in turn: frame headers made here, payload as the caller's
+               views, never more than windows and frame size allow
+
+GOAWAY doesn't go to h2, which would take nothing more afterwards (3.2 to 4.1), while calls that the server has accepted go
+on. DATA doesn't either, as it would copy each frame twice; an END_STREAM is passed on to it as an empty DATA frame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
+import h2.stream
+
+from modelreg.client.transport.status import Code, from_fields, from_reset
+from modelreg.transport import frames
+from modelreg.transport.faults import ConnectionFault, ErrorCode, StreamFault
+
+KIB = 1024
+MIB = 1024 * KIB
+
+MAX_FRAME_BYTES = MIB
+"""The DATA frames offered to the server: with large ones it can let its kernel move files."""
+
+STREAM_WINDOW = 16 * MIB
+"""What a server may send for one call before any of it is consumed: fills 1 Gbit/s at 130 ms."""
+
+MAX_WINDOW = 2**31 - 1
+MAX_HEADER_BYTES = 64 * KIB
+PLAN_BYTES = 2 * MIB
+"""DATA in one plan, so that control frames never wait for more."""
+
+MAX_PIECES = 256
+
+_Setting = h2.settings.SettingCodes
+_SEND_END_STREAM = h2.stream.StreamInputs.SEND_END_STREAM
+_SEND_RST_STREAM = h2.stream.StreamInputs.SEND_RST_STREAM
+
+Piece = bytes | memoryview
+
+
+def _nobody(_: object = None) -> None:
+    """Nobody listens any more."""
+
+
+class Stream:
+    """One call, as the core sees it. What it's told by the caller is set right after `Core.open`.
+
+    Attributes:
+        deposit: takes payload, a view that is valid during the call only. May raise `StreamFault`.
+        wake: something has changed: headers, room to send, the end.
+        outcome: status and message, once it has ended.
+        delivered: the server may have all of the request, and hasn't said that it ignores it.
+        queued: bytes still to be sent.
+    """
+
+    __slots__ = (
+        "delivered",
+        "deposit",
+        "ending",
+        "fields",
+        "handle",
+        "number",
+        "outbox",
+        "outcome",
+        "queued",
+        "unreturned",
+        "wake",
+        "window",
+    )
+
+    def __init__(self, number: int, handle: Any) -> None:
+        self.number = number
+        self.handle = handle  # h2's record, which holds the stream's window
+        self.deposit: Callable[[memoryview], None] = _nobody
+        self.wake: Callable[[], None] = _nobody
+        self.outbox: deque[Piece] = deque()
+        self.queued = 0
+        self.ending = False  # END_STREAM follows what is queued
+        self.delivered = False
+        self.fields: dict[bytes, bytes] = {}
+        self.outcome: tuple[Code, str] | None = None
+        self.window = STREAM_WINDOW  # what the server may still send
+        self.unreturned = 0  # consumed, but not yet given back to it
+
+
+class Core:
+    """One connection's protocol."""
+
+    def __init__(self) -> None:
+        config = h2.config.H2Configuration(
+            client_side=True,
+            header_encoding=None,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+        self._h2 = h2.connection.H2Connection(config)
+        self._h2.local_settings = h2.settings.Settings(
+            client=True,
+            initial_values={
+                _Setting.ENABLE_PUSH: 0,
+                _Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                _Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+                _Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+            },
+        )
+        self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
+        self._h2.initiate_connection()
+        self._splitter = frames.Splitter(self, max_frame_bytes=MAX_FRAME_BYTES, max_header_bytes=MAX_HEADER_BYTES)
+        self._splitter.feed(memoryview(frames.PREFACE))  # made for servers, it expects what clients send first
+        self._control = bytearray(self._h2.data_to_send())
+        self._control += frames.window_update(0, MAX_WINDOW - 65535)
+        self._received = 0  # since the connection's window was last opened
+        self._turn: deque[Stream] = deque()  # streams with something to send, next one first
+        self._streams: dict[int, Stream] = {}
+        self.going_away: str | None = None
+        """Why the server wants no more calls here, once it has said so (GOAWAY)."""
+        self.too_many_pings = False
+        self.pongs = 0
+
+    # Asked by calls
+
+    @property
+    def streams(self) -> int:
+        """Calls that haven't ended."""
+        return len(self._streams)
+
+    @property
+    def full(self) -> bool:
+        """Whether the server takes no further call before one has ended."""
+        return bool(len(self._streams) >= self._h2.remote_settings.max_concurrent_streams)
+
+    def open(self, fields: Sequence[tuple[bytes, bytes]]) -> Stream:
+        """Begin a call with these headers. Not to be asked for when `going_away` or `full`."""
+        number = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(number, fields)
+        self._control += self._h2.data_to_send()
+        stream = self._streams[number] = Stream(number, self._h2.streams[number])
+        return stream
+
+    def send(self, stream: Stream, pieces: Sequence[Piece], *, end: bool = False) -> None:
+        """Queue pieces of a call's request; `end` after the last. Nothing happens when the call has ended."""
+        if stream.number not in self._streams or stream.ending:
+            return
+        if not stream.outbox:
+            self._turn.append(stream)
+        for piece in pieces:
+            if piece:
+                stream.outbox.append(piece)
+                stream.queued += len(piece)
+        if end:
+            stream.ending = True
+            if not stream.outbox:
+                stream.outbox.append(b"")
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """The caller is done with `size` bytes of payload: the server may send as many more."""
+        stream.unreturned += size
+        if stream.unreturned >= STREAM_WINDOW // 4 and stream.number in self._streams:
+            self._control += frames.window_update(stream.number, stream.unreturned)
+            stream.window += stream.unreturned
+            stream.unreturned = 0
+
+    def cancel(self, stream: Stream, code: ErrorCode = ErrorCode.CANCEL) -> None:
+        """The caller doesn't want the call any more: RST_STREAM, unless it has ended."""
+        if stream.number in self._streams:
+            self._reset(stream, code)
+            stream.delivered = stream.delivered or (stream.ending and not stream.outbox)
+            self._over(stream, Code.CANCELLED, "cancelled by the caller")
+
+    def ping(self, payload: bytes = b"modelreg") -> None:
+        """Ask the server whether it's there; an answer counts up `pongs`."""
+        self._control += frames.ping(payload)
+
+    def close(self, code: ErrorCode = ErrorCode.NO_ERROR, reason: str = "") -> bytes:
+        """The GOAWAY to send before the connection is closed."""
+        return frames.goaway(0, code, reason)
+
+    def lost(self, reason: str) -> None:
+        """The connection is no more: every call on it ends UNAVAILABLE."""
+        self.going_away = self.going_away or reason
+        self._turn.clear()
+        for stream in list(self._streams.values()):
+            self._over(stream, Code.UNAVAILABLE, reason)
+
+    # Sending
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `plan` would give something now, as far as is known without making one."""
+        return bool(self._control or self._turn)
+
+    def plan(self) -> list[Piece]:
+        """What to send next, in order; empty when there is nothing, or no window for it."""
+        out: list[Piece] = []
+        if self._control:
+            out.append(bytes(self._control))
+            self._control.clear()
+        room = PLAN_BYTES
+        for _ in range(len(self._turn)):
+            window = self._h2.outbound_flow_control_window
+            if room <= 0 or len(out) >= MAX_PIECES:
+                break
+            stream = self._turn.popleft()
+            if not stream.outbox:
+                continue
+            taken = self._take(stream, out, min(room, window))
+            if stream.outbox:
+                self._turn.append(stream)
+            if taken:
+                room -= taken
+                stream.wake()
+        return out
+
+    def _take(self, stream: Stream, out: list[Piece], room: int) -> int:
+        """Add DATA frames of a stream, of up to `room` bytes of payload; how many it was."""
+        handle = stream.handle
+        outbox = stream.outbox
+        frame_bytes = min(self._h2.max_outbound_frame_size, PLAN_BYTES)
+        total = 0
+        while outbox and len(out) < MAX_PIECES:
+            size = max(0, min(stream.queued, frame_bytes, room - total, handle.outbound_flow_control_window))
+            if size == 0 and stream.queued:
+                break
+            end = stream.ending and size == stream.queued
+            out.append(frames.frame_header(size, frames.DATA, frames.END_STREAM if end else 0, stream.number))
+            self._h2.outbound_flow_control_window -= size
+            handle.outbound_flow_control_window -= size
+            stream.queued -= size
+            total += size
+            while size:
+                piece = outbox[0]
+                if len(piece) <= size:
+                    out.append(outbox.popleft())
+                    size -= len(piece)
+                else:
+                    view = memoryview(piece)
+                    out.append(view[:size])
+                    outbox[0] = view[size:]
+                    size = 0
+            if end:
+                outbox.clear()
+                stream.delivered = True
+                handle.state_machine.process_input(_SEND_END_STREAM)
+        return total
+
+    # Receiving
+
+    def receive(self, data: memoryview) -> None:
+        """Take in bytes from the server. Raises `ConnectionFault`, after which the connection has to be closed."""
+        self._splitter.feed(data)
+
+    def data_begins(self, stream_id: int, length: int, end_stream: bool) -> Callable[[memoryview], None] | None:
+        self._received += length
+        if self._received >= MAX_WINDOW // 4:
+            self._control += frames.window_update(0, self._received)
+            self._received = 0
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if stream_id >= self._h2.highest_outbound_stream_id + 2 or stream_id % 2 == 0:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was never opened")
+            return None
+        stream.window -= length
+        if stream.window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
+        if b":status" not in stream.fields:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA before HEADERS")
+
+        def deposit(view: memoryview) -> None:
+            try:
+                stream.deposit(view)
+                stream.wake()
+            except StreamFault as fault:
+                self._reset(stream, fault.code)
+                self._over(stream, Code.INTERNAL, str(fault))
+
+        return deposit
+
+    def data_ends(self, stream_id: int, padding: int, end_stream: bool) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if padding:
+            self.consumed(stream, padding)
+        if end_stream:
+            self._to_h2(frames.frame_header(0, frames.DATA, frames.END_STREAM, stream_id))
+
+    def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            self._window_update(stream_id, int.from_bytes(raw[9:13], "big") & MAX_WINDOW)
+        elif kind == frames.PING:
+            if flags & frames.ACK:
+                self.pongs += 1
+            else:
+                self._control += frames.frame_header(8, frames.PING, frames.ACK, 0) + raw[9:17]
+        elif kind == frames.GOAWAY:
+            self._goaway(raw)
+        elif kind in (frames.HEADERS, frames.CONTINUATION, frames.SETTINGS, frames.RST_STREAM):
+            self._to_h2(raw)
+        # PRIORITY is of no meaning to a client, and extensions are to be ignored.
+
+    def _window_update(self, stream_id: int, increment: int) -> None:
+        if stream_id == 0:
+            size = self._h2.outbound_flow_control_window + increment
+            if increment == 0 or size > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a WINDOW_UPDATE that can't be")
+            self._h2.outbound_flow_control_window = size
+            return
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            size = stream.handle.outbound_flow_control_window + increment
+            if increment == 0 or size > MAX_WINDOW:
+                self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+                self._over(stream, Code.INTERNAL, "the server sent a WINDOW_UPDATE that can't be")
+                return
+            stream.handle.outbound_flow_control_window = size
+
+    def _goaway(self, raw: bytes) -> None:
+        last = int.from_bytes(raw[9:13], "big") & MAX_WINDOW
+        code = int.from_bytes(raw[13:17], "big")
+        debug = raw[17:].decode("utf-8", "replace")
+        self.going_away = "the server is closing the connection" + (f" (GOAWAY {code}: {debug})" if code else "")
+        self.too_many_pings = code == ErrorCode.ENHANCE_YOUR_CALM and "too_many_pings" in debug
+        for stream in [stream for stream in self._streams.values() if stream.number > last]:
+            stream.ending = False  # whatever was sent of it is ignored (RFC 9113, section 6.8)
+            self._over(stream, Code.UNAVAILABLE, self.going_away, delivered=False)
+
+    def _to_h2(self, raw: bytes) -> None:
+        try:
+            events = self._h2.receive_data(raw)
+        except h2.exceptions.ProtocolError as error:
+            raise ConnectionFault(ErrorCode(int(error.error_code)), str(error)) from None
+        except Exception as error:  # h2 and hyperframe let a few others out (ValueError, KeyError)
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{type(error).__name__} in h2") from error
+        self._control += self._h2.data_to_send()
+        for event in events:
+            stream = self._streams.get(getattr(event, "stream_id", 0) or 0)
+            if stream is None:
+                continue
+            if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
+                stream.fields.update(event.headers)
+                stream.wake()
+            elif isinstance(event, h2.events.StreamEnded):
+                self._answered(stream)
+            elif isinstance(event, h2.events.StreamReset):
+                code, message = from_reset(int(event.error_code))
+                refused = int(event.error_code) == ErrorCode.REFUSED_STREAM
+                self._over(stream, code, message, delivered=False if refused else None)
+
+    def _answered(self, stream: Stream) -> None:
+        if not stream.ending or stream.outbox:  # the server wants no more of the request
+            self._reset(stream, ErrorCode.NO_ERROR)
+        self._over(stream, *from_fields(stream.fields))
+
+    def _reset(self, stream: Stream, code: ErrorCode) -> None:
+        self._control += frames.rst_stream(stream.number, code)
+        stream.handle.state_machine.process_input(_SEND_RST_STREAM)
+
+    def _over(self, stream: Stream, code: Code, message: str, *, delivered: bool | None = None) -> None:
+        """The stream has ended: keep no more of it than how."""
+        if delivered is not None:
+            stream.delivered = delivered
+        stream.outbox.clear()
+        stream.queued = 0
+        stream.outcome = (code, message)
+        del self._streams[stream.number]
+        record = self._h2.streams.pop(stream.number, None)
+        if record is not None:
+            self._h2._closed_streams[stream.number] = record.closed_by  # noqa: SLF001
+        stream.deposit = _nobody
+        stream.wake()

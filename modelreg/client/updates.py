@@ -1,0 +1,146 @@
+"""The iterations of a model, as they become available; through restarts of the registry, and with none left out.
+
+A stream of updates begins with the newest iteration only. So after an interruption, and wherever numbers are skipped (the original Model
+Registry tells of the newest only), those in between are listed. What isn't available any more isn't told of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+
+import anyio
+from typing_extensions import Self
+
+from modelreg.api import model_registry_pb2 as api
+from modelreg.client.errors import error_of
+from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.retry import Backoff, patiently, transient
+from modelreg.client.rpc import SERVICE, Rpc
+from modelreg.client.transport.calls import Call
+from modelreg.client.transport.channel import deadline
+from modelreg.client.transport.status import CallFailed, Code
+
+PAGE = 500
+REMEMBERED = 256
+
+
+class IterationUpdates:
+    """An async iterator over `ModelIterationInfo`. Ends only by raising; `aclose`, or forgetting it, ends its call.
+
+    Arguments:
+        after: tell of those newer than this number, instead of the newest one and those after it.
+    """
+
+    def __init__(self, rpc: Rpc, name: str, after: int | None = None) -> None:
+        self._rpc = rpc
+        self._name = name
+        self._last = after
+        self._known: OrderedDict[int, ModelIterationInfo] = OrderedDict()  # the last ones told of
+        self._ready: deque[ModelIterationInfo] = deque()
+        self._call: Call | None = None
+        self._thread = threading.get_ident()
+        self._first_of_call = True
+        self._worked = False
+        self._backoff = Backoff()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ModelIterationInfo:
+        """The next iteration, as soon as there is one.
+
+        Raises:
+            NotFound: there is no such model, or it has been deleted.
+            Unavailable: nobody answers, and nobody has before.
+        """
+        while not self._ready:
+            try:
+                await self._more()
+            except CallFailed as failure:
+                self._hang_up()
+                if not transient(failure) or not self._worked:
+                    raise error_of(failure) from None
+                await anyio.sleep(self._backoff.pause())
+            except BaseException:
+                self._hang_up()
+                raise
+        info = self._ready.popleft()
+        self._last = info.iteration
+        self._known[info.iteration] = info
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return info
+
+    async def aclose(self) -> None:
+        """End it."""
+        self._hang_up()
+
+    def __del__(self) -> None:
+        if threading.get_ident() == self._thread:  # the call belongs to an event loop, which is that thread's
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._call is not None:
+            self._call.__exit__(None, None, None)
+            self._call = None
+
+    async def _more(self) -> None:
+        """Wait for an update, and put what it means into `_ready`."""
+        if self._call is None:
+            if self._worked:
+                self._call = await self._dial()
+            else:
+                self._call = await patiently(self._dial, patience=self._rpc.patience)
+            self._first_of_call = True
+        message = await self._call.receive()
+        if message is None:
+            raise CallFailed(Code.UNAVAILABLE, "the registry has ended the updates")
+        self._worked = True
+        self._backoff.reset()
+        info = ModelIterationInfo.of(api.VersionUpdateReply.FromString(message).version_info)
+        self._ready.extend(await self._since(info))
+        self._first_of_call = False
+
+    async def _dial(self) -> Call:
+        call = await self._rpc.channel.call(SERVICE + "VersionUpdate")
+        call.send_last(api.VersionUpdateRequest(model_id=self._name).SerializeToString())
+        return call
+
+    async def _since(self, info: ModelIterationInfo) -> list[ModelIterationInfo]:
+        """What hasn't been told of yet, up to an iteration that is available now."""
+        number, last = info.iteration, self._last
+        if last is None or number == last + 1:
+            return [info]
+        if number > last:
+            return [*await self._list(last + 1, number), info]
+        if self._starts_again(info):
+            return [*await self._list(1, number), info]
+        return []
+
+    def _starts_again(self, info: ModelIterationInfo) -> bool:
+        """Whether a number that isn't newer is new nevertheless, as the model was deleted and created again.
+
+        Numbers only rise within a call. The first of a call is the newest there is: after a restart that may be an old one, as
+        transient ones are gone.
+        """
+        if not self._first_of_call:
+            return True
+        known, newest = self._known.get(info.iteration), self._known.get(self._last or 0)
+        return info != known and newest is not None and info.timestamp > newest.timestamp
+
+    async def _list(self, first: int, end: int) -> list[ModelIterationInfo]:
+        """The available iterations from *first* up to, and without, *end*."""
+        found: list[ModelIterationInfo] = []
+        while first < end:
+            request = api.RetrieveVersionInfosRequest(
+                model_id=self._name, versions_count=min(PAGE, end - first), version_handle=str(first)
+            )
+            with deadline(self._rpc.timeout):
+                reply = await self._rpc.once("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply)
+            page = [ModelIterationInfo.of(message) for message in reply.version_infos]
+            found += [info for info in page if info.iteration < end]
+            if not page:
+                break
+            first = page[-1].iteration + 1
+        return found

@@ -1,0 +1,138 @@
+"""Storing and publishing: one upload, made exactly once.
+
+An attempt that fails is made again where that can't store twice. Either the server can't have had all of the request; or it
+remembers requests, by the id that each upload carries in its metadata, and answers the second attempt with what came of the
+first (`modelreg-request-id`; modelreg does, the original Model Registry doesn't). Otherwise the outcome is unknown, and
+said to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as api
+from modelreg.client.errors import Damaged, OutcomeUnknown
+from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.retry import patiently, transient
+from modelreg.client.rpc import SERVICE, Rpc
+from modelreg.client.sources import INLINE_BYTES, Source
+from modelreg.client.transport.calls import Call
+from modelreg.client.transport.messages import chunk_prefix, framed
+from modelreg.client.transport.status import CallFailed
+
+REQUEST_ID = "modelreg-request-id"
+
+# A server whose Version names this product remembers request ids.
+_REMEMBERS = "modelreg"
+
+Progress = Callable[[int, int], object]
+"""Told how many bytes of how many are done. Called often, on the event loop: to be quick."""
+
+
+@attrs.define
+class Upload:
+    """A version on its way to the registry."""
+
+    rpc: Rpc
+    name: str
+    source: Source
+    stored: bool
+    properties: Mapping[str, str]
+    progress: Progress | None = None
+    timeout: float | None = None
+    _request_id: str = attrs.field(factory=lambda: str(uuid.uuid4()), init=False)
+    _begun: bool = attrs.field(default=False, init=False)
+    _uncertain: str | None = attrs.field(default=None, init=False)
+
+    async def run(self) -> ModelIterationInfo:
+        """Make it happen.
+
+        Raises:
+            CallFailed: it didn't.
+            OutcomeUnknown: it may have.
+            ValueError: the source has other than the size it was to have.
+        """
+        digest = await self.source.digest()
+        try:
+            return await patiently(lambda: self._attempt(digest), patience=self.rpc.patience, again=self._again)
+        except CallFailed as failure:
+            if self._uncertain is not None and transient(failure):
+                raise self._unknown() from None
+            raise
+
+    def _again(self, failure: CallFailed) -> bool:
+        return transient(failure) and (self.source.repeatable or not self._begun)
+
+    def _unknown(self) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"the connection was lost while model {self.name!r} was being stored, and may have been when it was done: "
+            f"see list_iterations before storing it again ({self._uncertain})"
+        )
+
+    async def _attempt(self, digest: bytes | None) -> ModelIterationInfo:
+        if self._uncertain is not None and not await self._remembered():
+            raise self._unknown()
+        version = api.ModelVersionInfo(
+            model_id=self.name,
+            archived=self.stored,
+            data_size=self.source.size,
+            data_hash="" if digest is None else b64encode(digest).decode(),
+            user_data=self.properties,
+        )
+        header = api.CreateVersionRequestChunk(header=api.CreateVersionRequestChunk.Header(version_info=version))
+        metadata = [(REQUEST_ID, self._request_id)]
+        with await self.rpc.channel.call(SERVICE + "CreateVersion", timeout=self.timeout, metadata=metadata) as call:
+            try:
+                actual = await self._send(call, framed(header.SerializeToString()), hash_along=digest is None)
+                reply = api.CreateVersionReply.FromString(await call.only())
+            except CallFailed as failure:
+                if failure.delivered and transient(failure):
+                    self._uncertain = str(failure)
+                raise
+        info = ModelIterationInfo.of(reply.version_info)
+        if actual is not None and info.hash != b64encode(actual).decode():
+            raise Damaged(
+                f"iteration {info.iteration} of model {self.name!r} isn't what was sent, by its hash: store it again"
+            )
+        return info
+
+    async def _send(self, call: Call, header: bytes, *, hash_along: bool) -> bytes | None:
+        """Send header and data; the hash of what was sent, where that isn't known yet."""
+        source, progress = self.source, self.progress
+        sha = hashlib.sha256()
+        sent = 0
+        going = await call.send(header)
+        async with aclosing(source.pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                self._begun = True
+                if sent + len(piece) > source.size:
+                    raise ValueError(f"the model's data goes on after the {source.size} bytes it should have")
+                going = going and await call.send(chunk_prefix(len(piece)), piece)
+                if not going:
+                    return None  # the server has said all it wants to, see `Call.only`
+                if hash_along:
+                    if len(piece) < INLINE_BYTES:
+                        sha.update(piece)
+                    else:
+                        await anyio.to_thread.run_sync(sha.update, piece)
+                sent += len(piece)
+                if progress is not None:
+                    progress(sent, source.size)
+        if sent < source.size:
+            raise ValueError(f"the model's data ended after {sent} bytes, and should have {source.size}")
+        await call.send(end=True)
+        return sha.digest() if hash_along else None
+
+    async def _remembered(self) -> bool:
+        """Whether the server, as it is now, knows what it has stored already."""
+        reply = await self.rpc.once("Version", common_pb2.VersionRequest(), common_pb2.VersionInfo)
+        return any(version.name == _REMEMBERS for version in reply.versions)
