@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -46,6 +47,14 @@ class Fingerprint:
         return cls(status.st_ino, status.st_size, status.st_ctime_ns)
 
 
+def _fingerprint(path: Path) -> Fingerprint | None:
+    """That of the file, or symbolic link, of a name; None where there is none."""
+    try:
+        return Fingerprint.of(path.lstat())
+    except FileNotFoundError:
+        return None
+
+
 class BlobStore:
     """The blobs of one archive.
 
@@ -62,6 +71,7 @@ class BlobStore:
         self._sound: dict[bytes, Fingerprint] = {}
         self._leaving: dict[bytes, trio.Event] = {}
         self._unreferenced: set[bytes] = set()
+        self._healing = threading.Lock()
         self.bytes = 0
         self.damage_found = 0
 
@@ -93,12 +103,12 @@ class BlobStore:
             self.bytes -= size
 
     async def collect(self) -> None:
-        """Delete the blobs that nobody refers to any more."""
+        """Delete the blobs that nobody refers to any more. One that can't be deleted is the next boot's to deal with, and nobody's failure."""
         gone = {
             digest for digest in self._unreferenced if digest not in self._references and digest not in self._leaving
         }
         self._unreferenced.clear()
-        if not gone:
+        if not gone or self._threads.failed.is_set():
             return
         for digest in gone:
             self._leaving[digest] = trio.Event()
@@ -114,7 +124,10 @@ class BlobStore:
     def _unlink(self, digests: Iterable[bytes]) -> None:
         # Not synced: a blob that a power cut brings back is one that nothing refers to.
         for digest in digests:
-            durable.unlink_if_there(self._layout.blob(digest))
+            try:
+                durable.unlink_if_there(self._layout.blob(digest))
+            except OSError as error:
+                self._logger.warning("a blob could not be deleted", sha256=digest.hex(), error=str(error))
 
     # What follows blocks: it's for a thread.
 
@@ -132,14 +145,31 @@ class BlobStore:
             durable.make_directory(final.parent)
             durable.publish(temporary, final)
         except FileExistsError:
-            if self._damage(digest, size) is None:
-                durable.sync_file(final)
-                durable.sync_directory(final.parent)
-                temporary.unlink()
-                return
-            durable.move_away(final, self._layout.quarantine_place(final.name))
-            durable.publish(temporary, final)
+            found = _fingerprint(final)
+            while self._damage(digest, size) is not None:
+                if self._heal(temporary, final, digest, found):
+                    return
+                found = _fingerprint(final)
+            durable.sync_file(final)
+            durable.sync_directory(final.parent)
+            temporary.unlink()
+            return
         self._sound[digest] = Fingerprint.of(final.stat())
+
+    def _heal(self, temporary: Path, final: Path, digest: bytes, found: Fingerprint | None) -> bool:
+        """Put a sealed file in the place of a damaged blob that looked like *found*, and keep that in quarantine.
+
+        False where it looks different now: another upload has healed it, and what's good must not go to quarantine. The name never
+        lacks a file meanwhile, as a blob that somebody else healed a moment ago must outlive a power cut.
+        """
+        with self._healing:
+            if _fingerprint(final) != found:
+                return False
+            if found is not None:
+                durable.link_also(final, self._layout.quarantine_place(final.name))
+            durable.replace(temporary, final)
+            self._sound[digest] = Fingerprint.of(final.lstat())
+        return True
 
     def install_bytes(self, content: bytes | bytearray, digest: bytes) -> None:
         """Write small content, known to have this digest, durably under its name.
