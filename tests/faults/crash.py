@@ -288,31 +288,36 @@ def open_launcher(directory: Path) -> Iterator[Launcher]:
 
 def copy_archive(source: Path, target: Path) -> Path:
     """Make *target* a copy of a stopped server's directory. What's there is used again: its 256 directories for blobs take their time."""
-    if target.is_dir():
-        for path in tree(target):
-            if not path.is_dir() or path.is_symlink():
-                path.unlink()
-            elif path.relative_to(target).parts[0] != "blobs":
-                path.rmdir()
-    for path in reversed(tree(source)):
-        copy = target / path.relative_to(source)
-        if path.is_dir() and not path.is_symlink():
-            copy.mkdir(exist_ok=True, parents=True)
-        else:
-            copy.parent.mkdir(exist_ok=True, parents=True)
-            shutil.copy2(path, copy, follow_symlinks=False)
+    there = tree(target)
+    wanted = tree(source)
+    for name in sorted(there, reverse=True):
+        if not there[name]:
+            os.unlink(target / name)
+        elif not wanted.get(name):
+            os.rmdir(target / name)
+    target.mkdir(exist_ok=True)
+    for name, is_directory in wanted.items():
+        if not is_directory:
+            shutil.copy2(source / name, target / name, follow_symlinks=False)
+        elif not there.get(name):
+            os.mkdir(target / name)
     return target
 
 
-def tree(root: Path) -> list[Path]:
-    """All that is below *root*, what's deeper first."""
-    return [
-        Path(directory, name) for directory, names, files in os.walk(root, topdown=False) for name in (*files, *names)
-    ]
+def tree(root: Path) -> dict[str, bool]:
+    """The relative names of all that is below *root*, and whether it's a directory; those first that hold others."""
+    found = {}
+    waiting = [""] if root.is_dir() else []
+    for directory in waiting:
+        with os.scandir(os.path.join(root, directory)) as entries:
+            for entry in entries:
+                name = os.path.join(directory, entry.name)
+                found[name] = entry.is_dir(follow_symlinks=False)
+                if found[name]:
+                    waiting.append(name)
+    return found
 
 
-def files_below(root: Path) -> list[str]:
-    """The files and directories below *root*, as relative names, in order; not the directories of blobs."""
-    return sorted(
-        str(path.relative_to(root)) for path in tree(root) if path.parent.name != "sha256" or not path.is_dir()
-    )
+def files_below(root: Path) -> set[str]:
+    """The names of the files and directories below *root*; not the directories of blobs."""
+    return {name for name, is_directory in tree(root).items() if not is_directory or len(os.path.basename(name)) != 2}

@@ -6,6 +6,7 @@ It talks to the test over the Unix socket that's its standard input: a message i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -36,6 +37,7 @@ def launch(arguments: list[str], outputs: list[int], files: int | None) -> int:
 
 def obey(tests: socket.socket) -> None:
     children: set[int] = set()
+    gc.freeze()  # a collection in a child would copy every page
     try:
         while True:
             message, descriptors, _, _ = socket.recv_fds(tests, 1 << 16, 2)

@@ -36,15 +36,15 @@ STEPS = {"create", "write", "fsync", "fchmod", "close", "link", "fsync directory
 
 
 @pytest.mark.parametrize("scenario", STORES[:-1], ids=lambda scenario: scenario.name)
-def test_a_store(launcher: Launcher, tmp_path: Path, scenario: Scenario) -> None:
-    seen = crash_at_every_call(launcher, tmp_path, scenario)
+def test_a_store(launcher: Launcher, memory_path: Path, scenario: Scenario) -> None:
+    seen = crash_at_every_call(launcher, memory_path, scenario)
     show(seen)
     assert set(seen) >= STEPS
 
 
 @pytest.mark.parametrize("scenario", [STORES[-1], *MODELS], ids=lambda scenario: scenario.name)
-def test_a_change(launcher: Launcher, tmp_path: Path, scenario: Scenario) -> None:
-    seen = crash_at_every_call(launcher, tmp_path, scenario)
+def test_a_change(launcher: Launcher, memory_path: Path, scenario: Scenario) -> None:
+    seen = crash_at_every_call(launcher, memory_path, scenario)
     show(seen)
     assert set(seen) >= {"rename", "fsync directory", "send"}
 
@@ -54,19 +54,19 @@ FEW = (*range(1, 25), *range(25, 260, 47), *range(260, 1000))
 
 
 @pytest.mark.parametrize("numbers", [FEW, pytest.param(range(1, 1000), marks=pytest.mark.slow)], ids=["few", "all"])
-def test_a_first_boot(launcher: Launcher, tmp_path: Path, numbers: Iterable[int]) -> None:
-    template = tmp_path / "template"
+def test_a_first_boot(launcher: Launcher, memory_path: Path, numbers: Iterable[int]) -> None:
+    template = memory_path / "template"
     template.mkdir()
-    seen, state = crash_boot_at_every_call(launcher, template, tmp_path, numbers)
+    seen, state = crash_boot_at_every_call(launcher, template, memory_path, numbers)
     show(seen)
     assert set(seen) >= {"mkdir", "create", "write", "fsync", "rename", "fsync directory"}
     assert state == {}
 
 
-def test_a_boot_with_everything_to_put_right(launcher: Launcher, tmp_path: Path) -> None:
-    template = tmp_path / "template"
+def test_a_boot_with_everything_to_put_right(launcher: Launcher, memory_path: Path) -> None:
+    template = memory_path / "template"
     prepare(launcher, template, Scenario(name="", prepare=_fill, act=lambda _: None, damage=_make_a_mess))
-    seen, state = crash_boot_at_every_call(launcher, template, tmp_path, itertools.count(1))
+    seen, state = crash_boot_at_every_call(launcher, template, memory_path, itertools.count(1))
     show(seen)
     assert set(seen) >= {"unlink", "rename", "fsync directory", "create", "write", "fsync"}
     assert set(state) == {"m", "bad record", "bad sidecar", "only transient"}
@@ -92,13 +92,13 @@ def _make_a_mess(archive: Path) -> None:
     (layout.models / "cut%20short" / "versions").mkdir(parents=True)
 
 
-def test_a_clean_end(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_clean_end(launcher: Launcher, memory_path: Path) -> None:
     """What it writes then is exact; where it's cut short, numbers have a gap, and none comes twice."""
     control = launcher.control
-    template = tmp_path / "template"
+    template = memory_path / "template"
     prepare(launcher, template, Scenario(name="", prepare=lambda calls: calls.create("m"), act=lambda _: None))
     for number in range(1, 1000):
-        archive = copy_archive(template, tmp_path / "archive")
+        archive = copy_archive(template, memory_path / "archive")
         server = launcher.start(archive)
         with server.calls() as calls:
             assert publish(calls, SMALL) == {1}
