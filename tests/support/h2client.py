@@ -181,9 +181,9 @@ class H2Client:
     def reply(self, stream_id: int) -> Reply:
         return self.replies.setdefault(stream_id, Reply())
 
-    async def finished(self, stream_id: int) -> Reply:
+    async def finished(self, stream_id: int, seconds: float = 10) -> Reply:
         reply = self.reply(stream_id)
-        await self.until(lambda: reply.ended or reply.reset is not None)
+        await self.until(lambda: reply.ended or reply.reset is not None, seconds)
         return reply
 
     async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -47,7 +47,7 @@ class Pieces:
         self.lengths.append(length)
 
     def feed(self, data: memoryview) -> Iterable[object]:
-        if data[:1] == b"!":
+        if bytes(data[:1]) == b"!":
             raise DecodeError("no exclamation marks, please")
         return (data,)
 
@@ -83,7 +83,7 @@ def add(service: purerpc.Service, name: str) -> Callable[[Callable[..., object]]
     return decorate
 
 
-def make_service(state: State) -> purerpc.Service:  # noqa: C901
+def make_service(state: State) -> purerpc.Service:
     service = purerpc.Service(NAME)
     rpc = partial(add, service)
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -43,12 +44,11 @@ async def canary(serve: Serving) -> AsyncIterator[None]:
                     start = trio.current_time()
                     assert (await client.call(path("Echo"), value(b"tweet"))).status == 0
                     times.append(trio.current_time() - start)
-                    await trio.sleep(0.002)
+                    await trio.testing.wait_all_tasks_blocked(0.001)
 
         nursery.start_soon(sing)
         yield
-        while not times:
-            await trio.sleep(0.002)
+        await until(lambda: bool(times))
         nursery.cancel_scope.cancel()
     times.sort()
     assert times[len(times) // 2] < 0.1
@@ -88,11 +88,10 @@ async def send_while_reading(client: H2Client, sent: bytes, times: int) -> None:
             pass
 
 
-async def until(condition: object, seconds: float = 2) -> None:
-    assert callable(condition)
+async def until(condition: Callable[[], bool], seconds: float = 2) -> None:
     with trio.fail_after(seconds):
         while not condition():
-            await trio.sleep(0.005)
+            await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 @pytest.mark.usefixtures("no_descriptor_left")
@@ -226,7 +225,8 @@ async def test_floods(name: str, reads: bool, dial: Dial) -> None:
 HEADER_BOMBS = {
     "endless continuation": headers(1, b"", end_headers=False)
     + frames.frame_header(1, frames.CONTINUATION, 0, 1).ljust(10, b"\x82") * 100_000,
-    "empty continuation": headers(1, b"", end_headers=False) + frames.frame_header(0, frames.CONTINUATION, 0, 1) * 100_000,
+    "empty continuation": headers(1, b"", end_headers=False)
+    + frames.frame_header(0, frames.CONTINUATION, 0, 1) * 100_000,
     "16 MiB header": headers(1, literal(b"x", bytes(16_000)), end_headers=False)
     + b"".join(frames.frame_header(16_000, frames.CONTINUATION, 0, 1) + bytes(16_000) for _ in range(1000)),
     "hpack bomb": headers(1, b"\x40" + literal(b"x" * 100, b"y" * 3000)[1:] + b"\xbe" * 12_000),
@@ -248,6 +248,11 @@ async def test_header_bombs(name: str, dial: Dial) -> None:
         await until(lambda: serve.server.statistics().connections == 1)
 
 
+def may_send(client: H2Client, stream_id: int, window: int) -> bool:
+    """Whether the window, with what the server has added to it, allows it."""
+    return window + client.windows.get(stream_id, 0) >= 0
+
+
 @pytest.mark.parametrize("method", ["Sum", "Upload"])
 async def test_two_mebibytes_of_empty_messages(method: str) -> None:
     """Row 22."""
@@ -255,12 +260,10 @@ async def test_two_mebibytes_of_empty_messages(method: str) -> None:
         stream_id = await client.open(path(method))
         body = message(b"") * 400_000
         start = time.process_time()
-        window = client.server_settings[4]
         for place in range(0, len(body), 65536):
-            piece = body[place : place + 65536]
-            await client.until(lambda size=len(piece): window + client.windows.get(stream_id, 0) >= size, 30)
-            window -= len(piece)
-            await client.send(data(stream_id, piece))
+            sent = client.server_settings[4] - place - 65536
+            await client.until(partial(may_send, client, stream_id, sent), 30)
+            await client.send(data(stream_id, body[place : place + 65536]))
         await client.send(data(stream_id, end_stream=True))
         reply = client.reply(stream_id)
         await client.until(lambda: reply.ended, 30)
@@ -280,7 +283,9 @@ async def test_a_client_that_stops_reading(tmp_path: Path, dial: Dial) -> None:
             request = block(request_fields(path("File")))
             memory = psutil.Process().memory_info().rss
             for stream_id in (1, 3, 5):
-                await client.send(headers(stream_id, request), data(stream_id, message(value(b"4000000")), end_stream=True))
+                await client.send(
+                    headers(stream_id, request), data(stream_id, message(value(b"4000000")), end_stream=True)
+                )
             await until(lambda: serve.state.running == 3)
             await until(lambda: serve.state.running == 0, 6)
             assert psutil.Process().memory_info().rss - memory < 16 << 20
@@ -293,7 +298,9 @@ async def test_replies_that_nobody_reads_hold_up_their_own_calls() -> None:
         await client.send(frames.window_update(0, 2**30))
         encoded = block(request_fields(path("Count")))
         for stream_id in range(1, 401, 2):
-            await client.send(headers(stream_id, encoded), data(stream_id, message(value(b"100 1000000")), end_stream=True))
+            await client.send(
+                headers(stream_id, encoded), data(stream_id, message(value(b"100 1000000")), end_stream=True)
+            )
         await until(lambda: serve.state.running == 200)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert serve.state.pulled < 300
@@ -339,7 +346,10 @@ async def test_a_thousand_watchers_beside_one_that_never_reads(dial: Dial) -> No
     """Row 29."""
     async with serving() as serve, connected(serve.port) as client:
         sleeper = await dial(serve)
-        await sleeper.send(HELLO + headers(1, block(request_fields(path("Watch")))), data(1, message(value(bytes(60_000))), end_stream=True))
+        await sleeper.send(
+            HELLO + headers(1, block(request_fields(path("Watch")))),
+            data(1, message(value(bytes(60_000))), end_stream=True),
+        )
         encoded = block(request_fields(path("Watch")))
         ids = [client.new_id() for _ in range(1000)]
         for stream_id in ids:

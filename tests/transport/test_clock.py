@@ -162,7 +162,7 @@ async def test_a_client_that_trickles_is_dropped(autojump_clock: trio.testing.Mo
                 await client.send(prefix)
 
             async def trickle(client: H2Client = client, prefix: bytes = prefix) -> None:
-                for byte in (frames.PREFACE + h2client.settings({}) if not prefix else h2client.headers(1, bytes(1000))):
+                for byte in frames.PREFACE + h2client.settings({}) if not prefix else h2client.headers(1, bytes(1000)):
                     await client.try_send(bytes([byte]))
                     await trio.sleep(1)
 
@@ -271,8 +271,7 @@ async def test_drain_ends_what_is_still_running(autojump_clock: trio.testing.Moc
         start = trio.current_time()
         serve.server.drain(30)
         for stream_id in ids:
-            reply = client.reply(stream_id)
-            await client.until(lambda reply=reply: reply.ended, 100)
+            reply = await client.finished(stream_id, 100)
             assert (reply.status, reply.text) == (14, "the server is stopping")
         assert trio.current_time() - start == pytest.approx(30, abs=1)
         await client.until_closed(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -103,7 +104,7 @@ def test_byte_by_byte() -> None:
 @given(st.lists(st.integers(0, len(CONVERSATION)), max_size=20))
 def test_cut_anywhere(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(CONVERSATION)]
-    assert split(*(CONVERSATION[a:b] for a, b in zip(places, places[1:], strict=False))) == EXPECTED
+    assert split(*(CONVERSATION[a:b] for a, b in itertools.pairwise(places))) == EXPECTED
 
 
 def test_few_frames_at_a_time() -> None:
@@ -123,9 +124,9 @@ def test_few_frames_at_a_time() -> None:
 def test_established_and_inside_control() -> None:
     splitter = Splitter(Recorder(), max_frame_bytes=1 << 20, max_header_bytes=16384)
     splitter.feed(memoryview(PREFACE))
-    assert not splitter.established
+    states = [splitter.established]
     splitter.feed(memoryview(settings({})))
-    assert splitter.established
+    assert [*states, splitter.established] == [False, True]
     assert not splitter.inside_control
     splitter.feed(memoryview(data(1, b"x" * 100)[:50]))
     assert not splitter.inside_control  # slow DATA is a slow client
@@ -160,8 +161,14 @@ def test_established_and_inside_control() -> None:
         (START + frame_header(5, frames.CONTINUATION, 0, 1), ErrorCode.PROTOCOL_ERROR),
         (START + headers(1, b"", end_headers=False) + data(1, b"x"), ErrorCode.PROTOCOL_ERROR),
         (START + headers(1, b"", end_headers=False) + frames.ping(bytes(8)), ErrorCode.PROTOCOL_ERROR),
-        (START + headers(1, b"", end_headers=False) + frame_header(0, frames.CONTINUATION, 4, 3), ErrorCode.PROTOCOL_ERROR),
-        (START + headers(1, b"", end_headers=False) + frame_header(0, frames.CONTINUATION, 0, 1) * 40, ErrorCode.ENHANCE_YOUR_CALM),
+        (
+            START + headers(1, b"", end_headers=False) + frame_header(0, frames.CONTINUATION, 4, 3),
+            ErrorCode.PROTOCOL_ERROR,
+        ),
+        (
+            START + headers(1, b"", end_headers=False) + frame_header(0, frames.CONTINUATION, 0, 1) * 40,
+            ErrorCode.ENHANCE_YOUR_CALM,
+        ),
         (
             START + headers(1, bytes(16000), end_headers=False) + frame_header(400, frames.CONTINUATION, 0, 1),
             ErrorCode.ENHANCE_YOUR_CALM,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 import pytest
@@ -25,28 +25,28 @@ class Client:
         self._channel = channel
 
     def unary(self, method: str, content: bytes = b"", **options: object) -> BytesValue:
-        return self._channel.unary_unary(path(method), BytesValue.SerializeToString, BytesValue.FromString)(
-            BytesValue(value=content), **options
-        )
+        call = self._channel.unary_unary(path(method), BytesValue.SerializeToString, BytesValue.FromString)
+        return cast(BytesValue, call(BytesValue(value=content), **options))
 
     def watch(self, method: str, content: bytes = b"", **options: object) -> Iterator[BytesValue]:
-        return self._channel.unary_stream(path(method), BytesValue.SerializeToString, BytesValue.FromString)(
-            BytesValue(value=content), **options
-        )
+        call = self._channel.unary_stream(path(method), BytesValue.SerializeToString, BytesValue.FromString)
+        return cast("Iterator[BytesValue]", call(BytesValue(value=content), **options))
 
     def upload(self, method: str, contents: Iterator[bytes], **options: object) -> BytesValue:
-        messages = (BytesValue(value=content) for content in contents)
-        return self._channel.stream_unary(path(method), BytesValue.SerializeToString, BytesValue.FromString)(messages, **options)
+        call = self._channel.stream_unary(path(method), BytesValue.SerializeToString, BytesValue.FromString)
+        return cast(BytesValue, call((BytesValue(value=content) for content in contents), **options))
 
-    def chat(self, contents: Iterator[bytes], **options: object) -> Iterator[BytesValue]:
-        messages = (BytesValue(value=content) for content in contents)
-        return self._channel.stream_stream(path("Chat"), BytesValue.SerializeToString, BytesValue.FromString)(messages, **options)
+    def chat(self, contents: Iterator[bytes]) -> Iterator[BytesValue]:
+        call = self._channel.stream_stream(path("Chat"), BytesValue.SerializeToString, BytesValue.FromString)
+        return cast("Iterator[BytesValue]", call(BytesValue(value=content) for content in contents))
 
 
 @asynccontextmanager
 async def connected(*options: tuple[str, object]) -> AsyncIterator[tuple[Serving, Client]]:
     async with serving() as serve:
-        with grpc.insecure_channel(f"127.0.0.1:{serve.port}", [("grpc.max_receive_message_length", -1), *options]) as channel:
+        with grpc.insecure_channel(
+            f"127.0.0.1:{serve.port}", [("grpc.max_receive_message_length", -1), *options]
+        ) as channel:
             yield serve, Client(channel)
 
 
@@ -80,7 +80,12 @@ async def test_compression(compression: grpc.Compression) -> None:
         ("Fail", "no “x” 100%\n".encode(), grpc.StatusCode.NOT_FOUND, "no “x” 100%\n"),
         ("Bug", b"", grpc.StatusCode.INTERNAL, "internal error"),
         ("Nothing", b"", grpc.StatusCode.UNIMPLEMENTED, "there is no method test.Service/Nothing"),
-        ("Echo", bytes(5_000_000), grpc.StatusCode.RESOURCE_EXHAUSTED, "a message is larger than the limit of 4194304 bytes"),
+        (
+            "Echo",
+            bytes(5_000_000),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "a message is larger than the limit of 4194304 bytes",
+        ),
     ],
 )
 async def test_statuses(method: str, content: bytes, code: grpc.StatusCode, details: str) -> None:
@@ -144,7 +149,7 @@ async def test_cancel_stops_the_handler() -> None:
         def watch() -> None:
             call = client.watch("Watch", b"x")
             assert next(call).value == b"x"
-            call.cancel()  # type: ignore[attr-defined]
+            cast(grpc.Call, call).cancel()
 
         await run(watch)
         with trio.fail_after(1):

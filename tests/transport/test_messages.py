@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import tracemalloc
@@ -84,12 +85,16 @@ def test_byte_by_byte() -> None:
     assert streamed(chunks) == [(len(body), body) for body in BODIES]
 
 
-@given(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=8), st.sampled_from(["gzip", "deflate"]), st.data())
+@given(
+    st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=8),
+    st.sampled_from(["gzip", "deflate"]),
+    st.data(),
+)
 def test_cut_anywhere_and_compressed(bodies: list[tuple[bytes, bool]], encoding: str, data: st.DataObject) -> None:
     sent = b"".join(message(compress(body, encoding), 1) if packed else message(body) for body, packed in bodies)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=6)))
     places = [0, *cuts, len(sent)]
-    chunks = [sent[a:b] for a, b in zip(places, places[1:], strict=False) if a < b]
+    chunks = [sent[a:b] for a, b in itertools.pairwise(places) if a < b]
     assert whole(chunks, encoding) == [body for body, _ in bodies]
     assert streamed(chunks, encoding) == [(-1 if packed else len(body), body) for body, packed in bodies]
 

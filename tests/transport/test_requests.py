@@ -64,9 +64,11 @@ def test_bad_timeouts(value: bytes) -> None:
         assert (caught.value.code, caught.value.http_status) == (3, 200)
 
 
-@pytest.mark.parametrize("content_type", [b"application/grpc", b"application/grpc+proto", b"application/grpc; charset=utf-8"])
+@pytest.mark.parametrize(
+    "content_type", [b"application/grpc", b"application/grpc+proto", b"application/grpc; charset=utf-8"]
+)
 def test_content_types(content_type: bytes) -> None:
-    assert parse(request_fields(PATH, content_type=content_type), "")
+    assert parse(request_fields(PATH, content_type=content_type), "").path == PATH
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""Plans through sockets: every kind of piece, in any amount, with a reader that is slow."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelreg.transport.outbound import FileSpan, Plan, is_resident
+from modelreg.transport.streams import FilePiece
+from modelreg.transport.wire import GATHER_BELOW, SocketWire, StreamWire, prefetch, wire_for
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[SocketWire, trio.SocketStream]]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+    wire = wire_for(await listener.accept())
+    assert isinstance(wire, SocketWire)
+    yield wire, client
+    await wire.aclose()
+    await client.aclose()
+    await listener.aclose()
+
+
+async def read(stream: trio.abc.ReceiveStream, size: int) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        piece = await stream.receive_some(100_000)
+        assert piece
+        received += piece
+    return bytes(received)
+
+
+async def transfer(wire: SocketWire | StreamWire, stream: trio.abc.ReceiveStream, plan: Plan, size: int) -> bytes:
+    received = b""
+
+    async def reader() -> None:
+        nonlocal received
+        await trio.testing.wait_all_tasks_blocked()  # the writer has filled the socket
+        received = await read(stream, size)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await wire.send(plan)
+    return received
+
+
+def make_plan(fd: int, spans: list[tuple[int, int]]) -> tuple[Plan, FilePiece]:
+    plan = Plan()
+    plan.has_files = True
+    piece = FilePiece(fd, 0, 0)
+    for offset, length in spans:
+        plan.items.append(b"head%08d" % length)
+        plan.items.append(FileSpan(piece, offset, length))
+    plan.items.append(b"tail")
+    return plan, piece
+
+
+SPANS = [(0, 1), (5, GATHER_BELOW), (7, GATHER_BELOW + 1), (100, 3_000_000), (3_000_100, 9_000_000)]
+
+
+async def test_a_plan_with_everything(pair: tuple[SocketWire, trio.SocketStream], tmp_path: Path) -> None:
+    content = os.urandom(12_100_000)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        plan, _ = make_plan(file.fileno(), SPANS)
+        expected = (
+            b"".join(b"head%08d" % length + content[offset : offset + length] for offset, length in SPANS) + b"tail"
+        )
+        assert await transfer(*pair, plan, len(expected)) == expected
+    assert pair[0].bytes_out == len(expected)
+    assert pair[0].blocked_since is None
+
+
+async def test_the_same_without_a_socket(tmp_path: Path) -> None:
+    content = os.urandom(12_100_000)
+    (tmp_path / "file").write_bytes(content)
+    ours, theirs = trio.testing.memory_stream_pair()
+    wire = wire_for(ours)
+    assert isinstance(wire, StreamWire)
+    with (tmp_path / "file").open("rb") as file:
+        plan, _ = make_plan(file.fileno(), SPANS)
+        expected = (
+            b"".join(b"head%08d" % length + content[offset : offset + length] for offset, length in SPANS) + b"tail"
+        )
+        assert await transfer(wire, theirs, plan, len(expected)) == expected
+
+
+async def test_a_file_that_ends_early_is_filled_up(pair: tuple[SocketWire, trio.SocketStream], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    with (tmp_path / "file").open("rb") as file:
+        plan, piece = make_plan(file.fileno(), [(0, 200_000), (99_999, 10)])
+        expected = b"head00200000" + b"x" * 100_000 + bytes(100_000) + b"head00000010" + bytes(10) + b"tail"
+        assert await transfer(*pair, plan, len(expected)) == expected
+        assert piece.truncated
+
+
+async def test_many_pieces(pair: tuple[SocketWire, trio.SocketStream]) -> None:
+    plan = Plan()
+    plan.items = [bytes([number % 256]) * (number % 7) * 100 for number in range(3000)]
+    expected = b"".join(item for item in plan.items if isinstance(item, bytes))
+    assert await transfer(*pair, plan, len(expected)) == expected
+
+
+async def test_blocked_since(pair: tuple[SocketWire, trio.SocketStream]) -> None:
+    wire, client = pair
+    plan = Plan()
+    plan.items = [bytes(50_000_000)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.send, plan)
+        await trio.testing.wait_all_tasks_blocked()
+        assert wire.blocked_since is not None
+        await read(client, 50_000_000)
+    assert wire.blocked_since is None
+
+
+async def test_the_end_in_both_directions(pair: tuple[SocketWire, trio.SocketStream]) -> None:
+    wire, client = pair
+    await wire.finish()
+    assert await client.receive_some(10) == b""
+    await client.send_all(b"abc")
+    await client.send_eof()
+    memory = memoryview(bytearray(10))
+    assert await wire.receive_into(memory) == 3
+    assert bytes(memory[:3]) == b"abc"
+    assert await wire.receive_into(memory) == 0
+
+
+async def test_unix_sockets_serve_too(tmp_path: Path) -> None:
+    ours, theirs = trio.socket.socketpair(socket.AF_UNIX)
+    wire = wire_for(trio.SocketStream(ours))
+    client = trio.SocketStream(theirs)
+    assert wire.peer == "unix"
+    content = os.urandom(1_000_000)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        plan, _ = make_plan(file.fileno(), [(0, 1_000_000)])
+        assert isinstance(wire, SocketWire)
+        assert (await transfer(wire, client, plan, 1_000_016))[12:-4] == content
+    await wire.aclose()
+    await client.aclose()
+
+
+async def test_prefetch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(1_000_000))
+    with (tmp_path / "file").open("rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        piece = FilePiece(file.fileno(), 0, 1_000_000)
+        await prefetch(piece, trio.CapacityLimiter(1))
+        assert piece.checked_until == 1_000_000
+        assert is_resident(file.fileno(), 0, 1_000_000)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create (Linux)")
+def test_files_in_memory_are_resident() -> None:
+    fd = os.memfd_create("test")
+    os.write(fd, bytes(1000))
+    assert is_resident(fd, 0, 1000)
+    os.close(fd)
+
+
+@given(st.integers(1, 5), st.booleans())
+def test_a_piece_whose_owner_has_closed_it(spans: int, early: bool) -> None:
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    piece = FilePiece(read_end, 0, 100)
+    flying = [FileSpan(piece, 0, 10) for _ in range(spans)]
+    piece.disown()
+    piece.disown()
+    os.close(read_end)
+    assert piece.fd != read_end
+    os.fstat(piece.fd)
+    for _ in flying:
+        piece.landed()
+    with pytest.raises(OSError):
+        os.fstat(piece.fd)
