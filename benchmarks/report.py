@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import ssl
+import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -13,12 +15,13 @@ from pathlib import Path
 
 import attrs
 
+import modelreg
 from benchmarks import measure
 from benchmarks.measure import Summary
 from benchmarks.runner import BUSY, Result, Round, Row
 from benchmarks.targets import NULL
 
-LIBRARIES = ("modelreg", "grpcio", "protobuf", "purerpc", "h2", "hpack", "trio")
+LIBRARIES = ("grpcio", "protobuf", "purerpc", "h2", "hpack", "trio")
 MARK = "°"  # at figures that may be the client's
 
 
@@ -34,11 +37,12 @@ def machine(directory: Path) -> dict[str, str]:
         "file system": measure.file_system(directory),
         "Python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}",
     }
-    for library in LIBRARIES:
-        try:
-            facts[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            pass  # running from a checkout
+    facts["modelreg"] = modelreg.__version__
+    facts.update({library: metadata.version(library) for library in LIBRARIES})
+    if shutil.which("docker-registry"):
+        facts["docker-registry"] = subprocess.run(
+            ["docker-registry", "--version"], capture_output=True, text=True, check=False, timeout=10
+        ).stdout.split()[-1]
     return facts
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 import attrs
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
-ROUND_BYTES = 64 * MIB  # small versions are repeated in a round until they make up as much...
-ROUND_VERSIONS = 200  # ... or are as many
+ROUND_BYTES = 32 * MIB  # small versions are repeated in a round until they make up as much...
+ROUND_VERSIONS = 100  # ... or are as many
 
 Kind = Literal["upload", "download", "fetch", "lookup", "watch", "boot"]
 Unit = Literal["MB/s", "1/s", "ms", "s", "MB"]

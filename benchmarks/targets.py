@@ -128,8 +128,14 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._output = directory.with_name(directory.name + ".log")
         directory.mkdir(parents=True)
-        if target.address:
-            self.pid = measure.process_at(int(target.address.rpartition(":")[2]))
+        host, _, port = target.address.rpartition(":")
+        if host in ("localhost", "127.0.0.1", "[::1]"):
+            self.pid = measure.process_at(int(port))
+            try:
+                if self.pid is not None:
+                    measure.reset_peak(self.pid)
+            except OSError:
+                self.pid = None  # somebody else's: its memory can't be measured
 
     def launch(self) -> None:
         if self.target.command is None:

@@ -27,7 +27,7 @@ class FrameConnection(Connection):
 
     def __init__(self, address: str, frame_bytes: int, timeout: float) -> None:
         host, _, port = address.rpartition(":")
-        sock = socket.create_connection((host, int(port)), timeout)
+        sock = socket.create_connection((host.strip("[]"), int(port)), timeout)
         sock.settimeout(None)
         super().__init__(sock, frame_bytes=frame_bytes, window=WINDOW, timeout=timeout, client=True)
         self._common = ((":method", "POST"), (":scheme", "http"), (":authority", address))

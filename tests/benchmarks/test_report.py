@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -194,7 +195,9 @@ def test_interrupting_cleans_up_and_keeps_what_was_measured(tmp_path: Path) -> N
     )
     assert process.stderr is not None
     children: list[int] = []
+    deadline = time.monotonic() + 60
     while len(children) < 4:  # itself, two servers, a load process
+        assert time.monotonic() < deadline
         children = measure.tree(process.pid)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
