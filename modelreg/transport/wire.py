@@ -21,6 +21,9 @@ from .outbound import FileSpan, Plan
 from .streams import FilePiece
 
 GATHER_BELOW = 64 * 1024
+NOT_SENT = 256 * 1024
+"""Bytes that may wait in the kernel without having been sent (TCP_NOTSENT_LOWAT): a small reply is queued behind them."""
+
 PREFETCH = 4 << 20
 """Bytes of a cold file that are read before any of them is sent."""
 
@@ -71,6 +74,8 @@ class SocketWire:
         self._tcp = self._socket.family in (socket.AF_INET, socket.AF_INET6)
         if self._tcp:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
 
     async def receive_into(self, memory: memoryview) -> int:
         while True:
