@@ -55,11 +55,14 @@ class HealthServicer(HealthServicerBase):
         return api.HealthListResponse(statuses={name: self._response() for name in self._known})
 
     async def Watch(self, message: api.HealthCheckRequest) -> AsyncGenerator[Response, None]:  # type: ignore[override]  # purerpc's stubs have no streams
-        if message.service not in self._known:
-            yield Response(status=Response.SERVICE_UNKNOWN)
+        told = None
         while True:
-            if message.service in self._known:
-                yield self._response()
+            response = self._response() if message.service in self._known else Response(status=Response.SERVICE_UNKNOWN)
+            if response != told:
+                # While it's being sent the state may change again, with nobody waiting for that: look again, then wait.
+                told = response
+                yield response
+                continue
             if self._readiness.stopping:
                 raise Unavailable("the registry is stopping")
             await self._readiness.changed.wait()
