@@ -37,9 +37,11 @@ def after_versions(page: Sequence[VersionInfo], handle: str) -> str:
 def place_among(numbers: Sequence[int], handle: str) -> int:
     """Where a page of the versions with these numbers starts. Raises InvalidArgument."""
     before, at, place = handle.partition("@")
-    if at:
-        return parse(place, "version_handle")
     last = parse(before, "version_handle") - 1
+    if at:
+        if not before or not place:
+            _refuse(handle, "version_handle")
+        return parse(place, "version_handle")
     if last < 1:
         return 0
     if last not in numbers:
