@@ -68,8 +68,9 @@ def _file_of(symbol: str) -> FileDescriptor:
     try:
         return POOL.FindFileContainingSymbol(symbol)
     except KeyError:
-        # A member: of a service or a message.
-        return POOL.FindFileContainingSymbol(symbol.rpartition(".")[0])
+        # It doesn't find methods.
+        service, _, method = symbol.rpartition(".")
+        return POOL.FindServiceByName(service).methods_by_name[method].containing_service.file
 
 
 def _add_files(response: Any, file: FileDescriptor) -> None:
