@@ -1,0 +1,163 @@
+"""What the servicer adds to the domain's calls; all of them together are shown in tests/clients/."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from modelreg import __version__
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as api
+from modelreg.errors import InvalidArgument
+from modelreg.log import silent_logger
+from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
+from modelreg.registry.registry import open_registry
+from modelreg.services.messages import model_message, upload_header, version_message
+from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix, overall_load
+from modelreg.storage.archive import open_archive
+
+DIGEST = hashlib.sha256(b"data").digest()
+
+
+@pytest.fixture
+async def servicer(tmp_path: Path) -> AsyncIterator[ModelRegistryServicer]:
+    async with (
+        open_archive(tmp_path, silent_logger()) as archive,
+        open_registry(archive, cache_max_items=10, cache_max_bytes=1000) as registry,
+    ):
+        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, logger=silent_logger())
+
+
+# Status
+
+
+async def test_status_without_names_asks_for_nothing(servicer: ModelRegistryServicer) -> None:
+    assert await servicer.Status(common_pb2.StatusRequest()) == common_pb2.StatusReply()
+
+
+async def test_status_of_a_star_is_all_there_is(
+    servicer: ModelRegistryServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 9.0, 9.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    reply = await servicer.Status(common_pb2.StatusRequest(names=["*"]))
+    assert dict(reply.statuses) == {
+        "overall_load": "25",
+        "models": "0",
+        "versions": "0",
+        "stored_bytes": "0",
+        "transient_bytes": "0",
+        "watchers": "0",
+    }
+
+
+async def test_status_gives_what_is_known_of_what_is_asked(servicer: ModelRegistryServicer) -> None:
+    reply = await servicer.Status(common_pb2.StatusRequest(names=["models", "nonsense", "models", "watchers"]))
+    assert dict(reply.statuses) == {"models": "0", "watchers": "0"}
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "expected"),
+    [(0.0, 2, 0), (0.004, 1, 0), (1.0, 4, 25), (2.0, 2, 100), (1000.0, 2, 254), (1, None, 100)],
+)
+def test_overall_load_is_in_percent_of_the_cores_and_never_says_that_nobody_can_be_served(
+    monkeypatch: pytest.MonkeyPatch, load: float, cores: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert overall_load() == expected
+
+
+# Version
+
+
+async def test_version(servicer: ModelRegistryServicer) -> None:
+    reply = await servicer.Version(common_pb2.VersionRequest())
+    assert [version.name for version in reply.versions] == ["cogment-api", "grpc", "modelreg"]
+    assert {version.name: version.version for version in reply.versions}["modelreg"] == __version__
+
+
+# RetrieveVersionData
+
+
+@given(st.integers(1, 300_000))
+@example(127)
+@example(128)
+@example(16383)
+@example(16384)
+@example(2097151)
+@example(2097152)
+def test_prefix_of_a_chunk_is_what_protobuf_writes(size: int) -> None:
+    message = api.RetrieveVersionDataReplyChunk(data_chunk=bytes(size)).SerializeToString()
+    assert message[: len(message) - size] == data_chunk_prefix(size)
+
+
+def test_prefix_of_an_empty_chunk_is_one_that_protobuf_reads() -> None:
+    assert api.RetrieveVersionDataReplyChunk.FromString(data_chunk_prefix(0)).data_chunk == b""
+
+
+# Messages
+
+
+def test_model_message() -> None:
+    message = model_message(ModelInfo(model_id="m", user_data={"a": "b"}))
+    assert message == api.ModelInfo(model_id="m", user_data={"a": "b"})
+
+
+def test_version_message() -> None:
+    version = VersionInfo(
+        model_id="m", number=2**32 - 1, timestamp=2**64 - 1, stored=True, digest=DIGEST, size=4, user_data={"a": "b"}
+    )
+    assert version_message(version) == api.ModelVersionInfo(
+        model_id="m",
+        version_number=2**32 - 1,
+        creation_timestamp=2**64 - 1,
+        archived=True,
+        data_hash="Om6weQ85rIfJTzhWst0sXREOaBFgImGpqSPTuyOtyLc=",
+        data_size=4,
+        user_data={"a": "b"},
+    )
+
+
+def test_upload_header() -> None:
+    message = api.ModelVersionInfo(
+        model_id="m",
+        version_number=57,
+        creation_timestamp=3,
+        archived=True,
+        data_hash=base64.b64encode(DIGEST).decode(),
+        data_size=4,
+        user_data={"a": "b"},
+    )
+    assert upload_header(message, []) == UploadHeader(
+        model_id="m", stored=True, size=4, digest=DIGEST, timestamp=3, user_data={"a": "b"}
+    )
+
+
+def test_upload_header_that_says_little() -> None:
+    assert upload_header(api.ModelVersionInfo(model_id="m"), [("user-agent", "x")]) == UploadHeader(
+        model_id="m", stored=False, size=0
+    )
+
+
+@given(st.text(min_size=1))
+def test_hash_that_is_not_32_bytes_in_base64_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="data_hash"):
+        upload_header(api.ModelVersionInfo(model_id="m", data_hash=text), [])
+
+
+def test_request_id() -> None:
+    assert upload_header(api.ModelVersionInfo(), [("modelreg-request-id", "x" * 128)]).request_id == "x" * 128
+
+
+@pytest.mark.parametrize("values", [[""], ["x" * 129], ["a", "b"], ["a", "a"]])
+def test_request_id_that_is_none_too_long_or_not_one_is_refused(values: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="modelreg-request-id"):
+        upload_header(api.ModelVersionInfo(), [("modelreg-request-id", value) for value in values])
