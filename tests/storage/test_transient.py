@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelreg.errors import ResourceExhausted
+from modelreg.log import silent_logger
+from modelreg.storage.archive import Archive
+from modelreg.storage.blobs import BlobStore
+from modelreg.storage.layout import Layout
+from modelreg.storage.threads import Threads
+from modelreg.storage.transient import Content, TransientStore
+from modelreg.storage.writers import SMALL_BYTES
+from tests.storage.surroundings import (
+    LARGE,
+    all_closed,
+    archive_at,
+    cancelled_at_every_step,
+    model_record,
+    open_descriptors,
+    pattern,
+    store,
+)
+
+Store = TransientStore[str]
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[Archive]:
+    async with archive_at(tmp_path) as archive:
+        yield archive
+
+
+@pytest.fixture
+async def descriptors(archive: Archive) -> AsyncIterator[None]:
+    """What a test leaves open in threads that nobody waits for is closed in the end, and nothing else is left."""
+    before = open_descriptors()
+    yield
+    with trio.fail_after(10):
+        await all_closed(before)
+
+
+uses_descriptors = pytest.mark.usefixtures("descriptors")
+
+
+def store_of(archive: Archive, evicted: list[str], *, max_items: int = 100, max_bytes: int = 100 << 20) -> Store:
+    return TransientStore(archive, max_items=max_items, max_bytes=max_bytes, evicted=evicted.append)
+
+
+@asynccontextmanager
+async def archive_without_disk() -> AsyncIterator[Archive]:
+    """For content that nothing on a disk has."""
+    layout, threads = Layout(Path("/nowhere")), Threads(silent_logger())
+    async with trio.open_nursery() as nursery:
+        yield Archive(layout, threads, BlobStore(layout, threads, silent_logger()), [], nursery, 64 << 20)
+
+
+async def put(transient: Store, key: str, content: bytes) -> None:
+    async with transient.incoming(len(content)) as incoming:
+        await incoming.write(memoryview(content))
+        assert await incoming.finish() == hashlib.sha256(content).digest()
+        transient.put(key, incoming)
+
+
+def bytes_of(archive: Archive, content: Content) -> bytes:
+    if content.data is not None:
+        return bytes(content.data)
+    if content.fd is not None:
+        return os.pread(content.fd, content.size, 0)
+    return archive.blobs.read(content.digest, content.size)
+
+
+def read(transient: Store, archive: Archive, key: str) -> bytes:
+    content = transient.use(key)
+    try:
+        return bytes_of(archive, content)
+    finally:
+        transient.release(content)
+
+
+@uses_descriptors
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, SMALL_BYTES + 1, LARGE])
+async def test_content_comes_out_as_it_went_in(size: int, archive: Archive) -> None:
+    transient = store_of(archive, [])
+    await put(transient, "a", pattern(size))
+    assert transient.in_memory == size
+    assert read(transient, archive, "a") == pattern(size)
+    transient.remove("a")
+    assert (len(transient), transient.in_memory) == (0, 0)
+
+
+@uses_descriptors
+async def test_without_memfd_create(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    transient = store_of(archive, [])
+    await put(transient, "a", pattern(LARGE))
+    assert read(transient, archive, "a") == pattern(LARGE)
+    transient.close()
+
+
+@uses_descriptors
+@pytest.mark.parametrize("size", [10, LARGE])
+async def test_a_reader_has_the_bytes_of_what_is_gone(size: int, archive: Archive) -> None:
+    transient = store_of(archive, [], max_items=1)
+    await put(transient, "a", pattern(size))
+    readers = [transient.use("a"), transient.use("a")]
+    await put(transient, "b", b"")
+    for content in readers:
+        assert bytes_of(archive, content) == pattern(size)
+        transient.release(content)
+    transient.close()
+
+
+@uses_descriptors
+async def test_content_that_is_stored_takes_no_memory(archive: Archive) -> None:
+    content = pattern(LARGE)
+    await archive.write_model(model_record("m"))
+    record = await store(archive, "m", 1, content)
+    transient = store_of(archive, [])
+    await put(transient, "a", content)
+    assert transient.in_memory == 0
+    assert read(transient, archive, "a") == content
+    digest = bytes.fromhex(record.sha256)
+    archive.blobs.release(digest, LARGE)  # the stored version goes
+    await archive.blobs.collect()
+    assert read(transient, archive, "a") == content
+    reader = transient.use("a")
+    transient.remove("a")
+    await archive.blobs.collect()
+    assert bytes_of(archive, reader) == content
+    transient.release(reader)
+    await archive.blobs.collect()
+    assert archive.blobs.bytes == 0
+    assert not archive._layout.blob(digest).exists()
+
+
+@uses_descriptors
+async def test_content_whose_blob_is_not_known_to_be_sound_is_kept_in_memory(archive: Archive) -> None:
+    content = pattern(10)
+    await archive.write_model(model_record("m"))
+    await store(archive, "m", 1, content)
+    archive.blobs._sound.clear()
+    transient = store_of(archive, [])
+    await put(transient, "a", content)
+    assert transient.in_memory == 10
+    transient.close()
+
+
+@uses_descriptors
+async def test_more_than_all_memory_is_refused_before_a_byte_came(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_bytes=1000)
+    await put(transient, "a", pattern(1000))
+    with pytest.raises(ResourceExhausted, match="--cache_max_bytes"):
+        async with transient.incoming(1001):
+            raise AssertionError("not to be reached")
+    assert not evicted
+
+
+@uses_descriptors
+async def test_uploads_under_way_count(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_bytes=1000)
+    await put(transient, "a", pattern(300))
+    async with transient.incoming(900) as first:
+        await first.write(memoryview(bytes(600)))
+        assert not evicted
+        await first.write(memoryview(bytes(200)))
+        assert evicted == ["a"]
+        async with transient.incoming(900) as second:
+            await second.write(memoryview(bytes(200)))
+            with pytest.raises(ResourceExhausted, match="uploads under way"):
+                await second.write(memoryview(bytes(1)))
+        await first.write(memoryview(bytes(100)))
+        await first.finish()
+        transient.put("b", first)
+    assert transient.in_memory == 900
+    assert transient._arriving == 0
+
+
+@uses_descriptors
+@pytest.mark.parametrize("size", [10, LARGE])
+async def test_an_upload_that_is_not_put_leaves_no_trace(size: int, archive: Archive) -> None:
+    transient = store_of(archive, [])
+
+    async def work() -> None:
+        async with transient.incoming(size) as incoming:
+            await incoming.write(memoryview(pattern(size)))
+            await incoming.finish()
+
+    async def check() -> None:
+        assert (transient._arriving, transient.in_memory, len(transient)) == (0, 0, 0)
+        assert archive._budget.used == 0
+
+    await cancelled_at_every_step(work, check)
+
+
+# Who goes first
+
+
+@uses_descriptors
+async def test_the_least_recently_used_goes_first(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_items=3)
+    for key in "abc":
+        await put(transient, key, b"")
+        transient.demote(key)
+    read(transient, archive, "a")
+    await put(transient, "d", b"")
+    assert evicted == ["b"]
+    transient.demote("d")
+    await put(transient, "e", b"")
+    assert evicted == ["b", "c"]
+
+
+@uses_descriptors
+async def test_the_newest_of_a_model_goes_when_nothing_else_is_left(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_items=3)
+    await put(transient, "newest of one", b"")
+    await put(transient, "another's", b"")
+    await put(transient, "another's newest", b"")
+    transient.demote("another's")
+    read(transient, archive, "another's")
+    await put(transient, "x", b"")
+    assert evicted == ["another's"]
+    await put(transient, "y", b"")
+    assert evicted == ["another's", "newest of one"]
+
+
+@uses_descriptors
+async def test_demoting_what_is_not_here(archive: Archive) -> None:
+    transient = store_of(archive, [])
+    transient.demote("a")
+    await put(transient, "a", b"")
+    transient.demote("a")
+    transient.demote("a")
+    assert len(transient) == 1
+
+
+@uses_descriptors
+async def test_there_is_always_place_for_one(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_items=1)
+    for number in range(4):
+        await put(transient, str(number), b"x")
+    assert evicted == ["0", "1", "2"]
+    assert transient.in_memory == 1
+
+
+@attrs.define
+class Plain:
+    """What a store of transient versions does, in the plainest way."""
+
+    max_items: int
+    max_bytes: int
+    # Least recently used first.
+    keys: list[str] = attrs.field(factory=list)
+    sizes: dict[str, int] = attrs.field(factory=dict)
+    newest: set[str] = attrs.field(factory=set)
+    evicted: list[str] = attrs.field(factory=list)
+
+    def used(self) -> int:
+        return sum(self.sizes[key] for key in self.keys)
+
+    def evict(self) -> None:
+        key = next((key for key in self.keys if key not in self.newest), self.keys[0])
+        self.evicted.append(key)
+        self.keys.remove(key)
+
+    def put(self, key: str, size: int) -> None:
+        while self.used() + size > self.max_bytes:
+            self.evict()
+        while len(self.keys) >= self.max_items:
+            self.evict()
+        self.keys.append(key)
+        self.sizes[key] = size
+        self.newest.add(key)
+
+    def use(self, key: str) -> None:
+        self.keys.remove(key)
+        self.keys.append(key)
+
+
+steps = st.lists(
+    st.tuples(st.just("put"), st.integers(0, 400) | st.just(SMALL_BYTES + 1))
+    | st.tuples(st.sampled_from(["use", "release", "remove", "demote", "abandon"]), st.integers(0, 100)),
+    min_size=5,
+    max_size=50,
+)
+
+
+@settings(max_examples=60)
+@given(steps=steps, max_items=st.integers(1, 6), max_bytes=st.sampled_from([400, 1000, SMALL_BYTES + 500, 1 << 20]))
+def test_like_a_plain_cache(steps: list[tuple[str, int]], max_items: int, max_bytes: int) -> None:
+    async def main() -> None:
+        async with archive_without_disk() as archive:
+            await take_steps(archive)
+
+    async def take_steps(archive: Archive) -> None:
+        evicted: list[str] = []
+        transient = store_of(archive, evicted, max_items=max_items, max_bytes=max_bytes)
+        plain = Plain(max_items, max_bytes)
+        readers: list[tuple[int, Content]] = []
+        for number, (step, argument) in enumerate(steps):
+            key = plain.keys[argument % len(plain.keys)] if plain.keys else None
+            if step == "put" and argument <= max_bytes:
+                content = pattern(argument, seed=number)
+                await put(transient, str(number), content)
+                plain.put(str(number), argument)
+            elif step == "abandon":
+                async with transient.incoming(0) as incoming:
+                    await incoming.finish()
+            elif step == "use" and key is not None:
+                readers.append((int(key), transient.use(key)))
+                plain.use(key)
+            elif step == "release" and readers:
+                seed, held = readers.pop(argument % len(readers))
+                assert bytes_of(archive, held) == pattern(held.size, seed=seed)
+                transient.release(held)
+            elif step == "remove" and key is not None:
+                transient.remove(key)
+                plain.keys.remove(key)
+            elif step == "demote" and key is not None:
+                transient.demote(key)
+                plain.newest.discard(key)
+            assert evicted == plain.evicted
+            assert len(transient) == len(plain.keys) <= max_items
+            assert transient.in_memory == plain.used() <= max_bytes
+        transient.close()
+        assert (len(transient), transient.in_memory, transient._arriving) == (0, 0, 0)
+        for seed, held in readers:
+            assert bytes_of(archive, held) == pattern(held.size, seed=seed)
+            transient.release(held)
+
+    trio.run(main)
