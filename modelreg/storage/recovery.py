@@ -71,7 +71,7 @@ def lock(layout: Layout) -> int:
         try:
             _take_lock(fd, layout)
             _make_directories(layout)
-        except (OSError, ArchiveInUse):
+        except (OSError, ArchiveInUse, durable.DirectorySyncError):
             os.close(fd)
             raise
     except OSError as error:
@@ -103,7 +103,7 @@ def _refuse_foreign(layout: Layout) -> None:
         name, version = document["format"], document["version"]
     except FileNotFoundError:
         pass
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         msg = f"{where} has a FORMAT file that can't be read: restore it, or choose another --archive_dir"
         raise ForeignArchive(msg) from None
     else:
@@ -119,7 +119,8 @@ def _refuse_foreign(layout: Layout) -> None:
     if cogment.model_directories(layout.root):
         msg = f"{where} was written by the Cogment Model Registry: choose another --archive_dir for modelreg"
         raise ForeignArchive(msg)
-    if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine"}):
+    # mkfs makes lost+found: the root of a new ext4 volume has it.
+    if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine", "lost+found"}):
         msg = f"{where} holds files that aren't modelreg's ({foreign[0]!r}): choose an empty directory"
         raise ForeignArchive(msg)
 
