@@ -81,7 +81,8 @@ def directory_address(directory: Endpoint) -> Address:
     """Where a Directory is. Raises `ValueError`."""
     target = parse_url(directory.url)
     if isinstance(target, Inquiry):
-        raise ValueError(f"a directory's endpoint has to be like grpc://host:9005, and not {directory.url!r}")
+        msg = f"a directory's endpoint has to be like grpc://host:9005, and not {directory.url!r}"
+        raise ValueError(msg)  # noqa: TRY004  # of a text, not of a type
     return Address(target.host, target.port, directory.tls_context())
 
 

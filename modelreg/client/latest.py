@@ -108,6 +108,10 @@ class LatestModel:
         assert self._tracked.latest is not None
         return self._tracked.latest
 
+    def now(self) -> tuple[Any, ModelIterationInfo] | None:
+        """What `get` would give, None where it would wait. May be asked from any thread."""
+        return self._tracked.latest
+
     def is_deserialized(self) -> bool:
         """Whether the data is what `deserialize_func` made of the bytes."""
         return self._tracked.deserialize is not None
