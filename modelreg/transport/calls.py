@@ -182,20 +182,10 @@ class Call:
         """Run the handler and send what it gives. Nothing but cancellation from outside ever comes out of this."""
         stream = self.stream
         core = self._core
-        request = stream.request
-        messages: WholeMessages | StreamedMessages
         try:
-            if self._decoder is not None:
-                stream.wants_window = True
-                messages = StreamedMessages(self._decoder(), request.message_encoding)
-            else:
-                messages = WholeMessages(
-                    self._method.request_type.FromString, request.message_encoding, self._max_message_bytes
-                )
-            requests = Requests(core, stream, messages)
             with self._scope:
                 try:
-                    await self._handle(requests)
+                    await self._handle()
                 except (trio.Cancelled, ConnectionFault):
                     raise
                 except BaseExceptionGroup as group:
@@ -208,8 +198,6 @@ class Call:
                         raise cancelled from None
                 except Exception as error:  # noqa: BLE001 - a bug in a handler costs its call, nothing else
                     self._raised(error)
-                finally:
-                    requests.release()
                 await self._sent()
             if self._scope.cancelled_caught and not stream.closed:
                 core.withdraw(stream)
@@ -219,19 +207,30 @@ class Call:
                 core.withdraw(stream)
             self._gate.open()
 
-    async def _handle(self, requests: Requests) -> None:
+    async def _handle(self) -> None:
         method = self._method
         request = self.stream.request
-        argument: object = requests if method.request_stream else await requests.only()
-        if method.reply_stream:
-            async with aclosing(method.function(argument, request=request)) as replies:
-                async for reply in replies:
-                    await self._send(reply)
-            self._core.finish(self.stream, 0, "")
-        else:
-            reply = await cast(Awaitable[object], method.function(argument, request=request))
-            await self._gate.wait()
-            self._core.reply(self.stream, _message(reply))
+        requests = Requests(self._core, self.stream, self._messages())
+        try:
+            argument: object = requests if method.request_stream else await requests.only()
+            if method.reply_stream:
+                async with aclosing(method.function(argument, request=request)) as replies:
+                    async for reply in replies:
+                        await self._send(reply)
+                self._core.finish(self.stream, 0, "")
+            else:
+                reply = await cast(Awaitable[object], method.function(argument, request=request))
+                await self._gate.wait()
+                self._core.reply(self.stream, _message(reply))
+        finally:
+            requests.release()
+
+    def _messages(self) -> WholeMessages | StreamedMessages:
+        encoding = self.stream.request.message_encoding
+        if self._decoder is None:
+            return WholeMessages(self._method.request_type.FromString, encoding, self._max_message_bytes)
+        self.stream.wants_window = True
+        return StreamedMessages(self._decoder(), encoding)
 
     async def _send(self, reply: object) -> None:
         """Queue one message of a reply; returns when there is room for the next one."""

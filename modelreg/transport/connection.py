@@ -109,6 +109,7 @@ class Connection:
 
     async def _read(self) -> None:
         core = self.core
+        wire = self.wire
         pool = self._shared.buffers
         buffer = pool.take()
         used = 0
@@ -117,22 +118,30 @@ class Connection:
                 if core.outbound.urgent_bytes > CONGESTED:
                     await self._drained.wait()
                     continue
-                if buffer.refs > 1:
-                    if pool.size - used < pool.size // 4:
-                        buffer.release()
-                        buffer = pool.take()
-                        used = 0
-                else:
+                if buffer.refs == 1:
                     used = 0
-                try:
-                    count = await self.wire.receive_into(buffer.view[used:])
-                except LOST:
+                elif pool.size - used < pool.size // 4:
+                    buffer.release()
+                    buffer = pool.take()
+                    used = 0
+                count = wire.receive_into(buffer.view[used:])
+                if count is None:
+                    if buffer.refs > 1:
+                        await wire.wait_readable()
+                    else:  # a connection that waits needs no buffer
+                        buffer.release()
+                        try:
+                            await wire.wait_readable()
+                        finally:
+                            buffer = pool.take()
+                elif count == 0:
                     return
-                if count == 0:
-                    return
-                data = buffer.view[used : used + count]
-                used += count
-                await self._received(data, buffer)
+                else:
+                    data = buffer.view[used : used + count]
+                    used += count
+                    await self._received(data, buffer)
+        except LOST:
+            pass
         finally:
             buffer.release()
 
@@ -163,7 +172,7 @@ class Connection:
                 call.cancel(StatusCode.CANCELLED, "the stream was reset")
         for stream in core.take_opened():
             if len(self.calls) >= shared.limits.max_concurrent_streams:
-                core.abort(stream, ErrorCode.REFUSED_STREAM)
+                core.refuse(stream)
                 continue
             path = stream.request.path
             method = shared.methods.get(path)
@@ -263,14 +272,17 @@ class Connection:
         with trio.move_on_after(FLUSH_TIMEOUT):
             await self._flushed.wait()
             memory = memoryview(bytearray(LINGER_BYTES))
-            while memory:
-                try:
-                    count = await self.wire.receive_into(memory)
-                except LOST:
-                    return
-                if count == 0:
-                    return
-                memory = memory[count:]
+            try:
+                while memory:
+                    count = self.wire.receive_into(memory)
+                    if count is None:
+                        await self.wire.wait_readable()
+                    elif count == 0:
+                        return
+                    else:
+                        memory = memory[count:]
+            except LOST:
+                pass
 
     def _cancel(self) -> None:
         if self._nursery is not None:

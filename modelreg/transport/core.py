@@ -167,7 +167,11 @@ class Core:
                     self.stream_ended(stream_id)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if kind == frames.HEADERS and flags | frames.END_STREAM == WHOLE_BLOCK and stream_id > self.engine.highest_stream_id:
+        if (
+            kind == frames.HEADERS
+            and flags | frames.END_STREAM == WHOLE_BLOCK
+            and stream_id > self.engine.highest_stream_id
+        ):
             self.engine.request(stream_id, raw[frames.HEADER_SIZE :], flags & frames.END_STREAM != 0)
         elif kind == frames.RST_STREAM:
             self._expect_known(stream_id)
@@ -192,10 +196,7 @@ class Core:
                 self.engine.receive(raw)
 
     def _window_update(self, stream_id: int, increment: int) -> None:
-        meter = self._meters[frames.WINDOW_UPDATE]
-        meter.give(3 * self.outbound.take_frame_count())  # one for the stream, one for the connection, and a spare
-        if not meter.take(self._now):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many WINDOW_UPDATE frames")
+        self._count(frames.WINDOW_UPDATE)
         if stream_id == 0:
             self.engine.window_update(None, increment)
             self.outbound.wake()
@@ -336,6 +337,11 @@ class Core:
         except OSError:
             raise ConnectionFault(ErrorCode.INTERNAL_ERROR, "a frame cannot be completed") from None
 
+    def refuse(self, stream: Stream) -> None:
+        """REFUSED_STREAM: there are too many, and the client has been told how many there may be."""
+        self._count(frames.RST_STREAM)
+        self.abort(stream, ErrorCode.REFUSED_STREAM)
+
     def abort(self, stream: Stream, code: ErrorCode) -> None:
         """RST_STREAM; its call is to be cancelled."""
         if not stream.closed:
@@ -366,6 +372,7 @@ class Core:
     def fail(self, code: ErrorCode, reason: str) -> None:
         """The last frame on this connection."""
         self.refusing = self.drained = True
+        self.outbound.ready.clear()
         self.outbound.control(frames.goaway(self.engine.highest_stream_id, code, reason))
 
     # ---- inside ---------------------------------------------------------------------------------------------------
@@ -375,6 +382,12 @@ class Core:
         self.outbound.control(frames.window_update(0, increment))
 
     def _count(self, kind: int) -> None:
+        if kind in (frames.WINDOW_UPDATE, frames.PING):
+            # What we send has to be answered by windows, for the stream and for the connection. Clients that measure the
+            # bandwidth (grpc-go) send a PING for each round trip, too.
+            sent = self.outbound.take_frame_count()
+            self._meters[frames.WINDOW_UPDATE].give(3 * sent)
+            self._meters[frames.PING].give(sent)
         if not self._meters.get(kind, self._other_meter).take(self._now):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames of type {kind}")
 

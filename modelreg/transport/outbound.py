@@ -104,11 +104,6 @@ class Outbound:
         self.resident: Callable[[int, int, int], bool] = is_resident
         self.wake: Callable[[], None] = lambda: None
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing that could be written now."""
-        return not self.urgent and not (self.ready and self._engine.window > 0)
-
     def control(self, frame: bytes) -> None:
         """Whole frames that do not depend on any window."""
         self.urgent.append(frame)
@@ -162,7 +157,7 @@ class Outbound:
             stream.file = None
 
     def take_frame_count(self) -> int:
-        """DATA frames cut since the last time this was asked."""
+        """DATA frames cut since the last time this was asked; one more for each 16 KiB of a frame."""
         count = self.frames_cut
         self.frames_cut = 0
         return count
@@ -208,7 +203,7 @@ class Outbound:
             items.append(frames.frame_header(size, frames.DATA, 0, stream.id))
             stream.out_bytes -= size
             taken += size
-            self.frames_cut += 1
+            self.frames_cut += 1 + (size >> 14)
             while size:
                 piece = out[0]
                 if isinstance(piece, FilePiece):

@@ -27,6 +27,9 @@ NOT_SENT = 256 * 1024
 PREFETCH = 4 << 20
 """Bytes of a cold file that are read before any of them is sent."""
 
+RECEIVE_SIZE = 64 * 1024
+"""Bytes asked of a stream that is no plain socket."""
+
 MAX_PIECES = 512
 """Pieces given to one sendmsg; Linux takes up to 1,024 (IOV_MAX)."""
 
@@ -44,8 +47,11 @@ class Wire(Protocol):
     blocked_since: float | None
     """Since when the peer takes nothing of what is being written."""
 
-    async def receive_into(self, memory: memoryview) -> int:
-        """Receive at least one byte, 0 at the end."""
+    def receive_into(self, memory: memoryview) -> int | None:
+        """Take what has arrived: a number of bytes, 0 at the end, None when nothing has."""
+
+    async def wait_readable(self) -> None:
+        """Wait until something has arrived."""
 
     async def send(self, plan: Plan) -> None:
         """Write all of a plan. Sets `FilePiece.truncated` where a file turned out to be too short."""
@@ -77,15 +83,16 @@ class SocketWire:
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
 
-    async def receive_into(self, memory: memoryview) -> int:
-        while True:
-            try:
-                count = self._socket.recv_into(memory)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
-            else:
-                self.bytes_in += count
-                return count
+    def receive_into(self, memory: memoryview) -> int | None:
+        try:
+            count = self._socket.recv_into(memory)
+        except BlockingIOError:
+            return None
+        self.bytes_in += count
+        return count
+
+    async def wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._socket)
 
     async def send(self, plan: Plan) -> None:
         if not plan.has_files:
@@ -185,13 +192,22 @@ class StreamWire:
         self.bytes_out = 0
         self.blocked_since: float | None = None
         self._stream = stream
+        self._received: bytes | bytearray | None = None
 
-    async def receive_into(self, memory: memoryview) -> int:
-        data = await self._stream.receive_some(len(memory))
-        count = len(data)
-        memory[:count] = data
-        self.bytes_in += count
+    def receive_into(self, memory: memoryview) -> int | None:
+        data = self._received
+        if data is None:
+            return None
+        count = min(len(data), len(memory))
+        memory[:count] = data[:count]
+        if count:  # the end stays the end
+            self._received = data[count:] or None
         return count
+
+    async def wait_readable(self) -> None:
+        if not self._received:
+            self._received = await self._stream.receive_some(RECEIVE_SIZE)
+            self.bytes_in += len(self._received)
 
     async def send(self, plan: Plan) -> None:
         pieces = [read_span(item) if isinstance(item, FileSpan) else item for item in plan.items]

@@ -486,6 +486,24 @@ def test_window_updates_for_what_was_sent_are_fine() -> None:
         written(core)
 
 
+def test_streams_over_the_limit_without_end() -> None:
+    core = make()
+    with pytest.raises(ConnectionFault):
+        for number in range(1, 10_000, 2):
+            (stream,) = feed(core, headers(number, block(request_fields("/a/b"))))
+            core.refuse(stream)
+
+
+def test_a_ping_for_each_round_trip_of_a_download_is_fine() -> None:
+    """What grpc-go does to measure the bandwidth."""
+    core = make(start=PREFACE + settings({4: 2**31 - 1}))
+    (stream,) = feed(core, window_update(0, 2**30), OPEN)
+    for _ in range(5000):
+        core.send_message(stream, bytes(10_000))
+        written(core)
+        feed(core, frames.ping(bytes(8)), window_update(0, 10_005), window_update(1, 10_005))
+
+
 def test_rapid_reset() -> None:
     """Row 19."""
     core = make()

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from modelreg.transport import Limits, frames
 from modelreg.transport.faults import ErrorCode
 from tests.support import h2client
 from tests.support.h2client import H2Client, connected
-from tests.transport.service import path, serving
+from tests.transport.service import Pieces, path, serving
 
 
 def value(content: bytes) -> bytes:
@@ -340,3 +341,35 @@ async def test_streams_over_the_limit_are_refused() -> None:
         serve.state.go_on.set()
         for stream_id in ids[:2]:
             assert (await client.finished(stream_id)).status == 0
+
+
+async def test_a_client_that_leaves_gets_its_replies() -> None:
+    async with serving() as serve, connected(serve.port) as client:
+        stream_id = await client.open(path("Wait"))
+        await client.send(h2client.data(stream_id, h2client.message(value(b"x")), end_stream=True))
+        await client.send(frames.goaway(0, ErrorCode.NO_ERROR))
+        while not serve.state.running:
+            await trio.testing.wait_all_tasks_blocked()
+        serve.state.go_on.set()
+        assert (await client.finished(stream_id)).status == 0
+        await client.until_closed()
+
+
+async def test_a_connection_that_waits_holds_no_buffer() -> None:
+    async with serving() as serve, connected(serve.port) as one, connected(serve.port) as two:
+        for client in (one, two):
+            assert (await client.call(path("Echo"), value(b"x"))).status == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(serve.server._shared.buffers._free) == 1
+
+
+async def test_a_decoder_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as serve, connected(serve.port) as client:
+
+        def broken() -> Pieces:
+            raise ValueError("a secret")
+
+        serve.server._shared.streamed = {path("Upload"): broken}
+        reply = await client.call(path("Upload"), b"x")
+        assert (reply.status, reply.text) == (13, "internal error")
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0

@@ -130,9 +130,28 @@ async def test_the_end_in_both_directions(pair: tuple[SocketWire, trio.SocketStr
     await client.send_all(b"abc")
     await client.send_eof()
     memory = memoryview(bytearray(10))
-    assert await wire.receive_into(memory) == 3
+    await wire.wait_readable()
+    assert wire.receive_into(memory) == 3
     assert bytes(memory[:3]) == b"abc"
-    assert await wire.receive_into(memory) == 0
+    await wire.wait_readable()
+    assert wire.receive_into(memory) == 0
+
+
+async def test_receiving_without_a_socket() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    wire = wire_for(ours)
+    memory = memoryview(bytearray(4))
+    assert wire.receive_into(memory) is None
+    await theirs.send_all(b"abcdef")
+    await wire.wait_readable()
+    assert [wire.receive_into(memory), bytes(memory)] == [4, b"abcd"]
+    await wire.wait_readable()
+    assert [wire.receive_into(memory), bytes(memory[:2])] == [2, b"ef"]
+    assert wire.receive_into(memory) is None
+    await theirs.aclose()
+    await wire.wait_readable()
+    assert wire.receive_into(memory) == 0
+    assert wire.receive_into(memory) == 0
 
 
 async def test_unix_sockets_serve_too(tmp_path: Path) -> None:
