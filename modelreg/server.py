@@ -19,6 +19,7 @@ import trio
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import Logger, open_log
 from modelreg.registry.registry import open_registry
+from modelreg.registry.scrub import scrub
 from modelreg.services import STREAMED, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
@@ -100,7 +101,11 @@ async def serve(
                 versions=statistics.versions,
             )
             task_status.started(port)
-            await _wait_for_either(stop, archive.threads.failed)
+            async with trio.open_nursery() as scrubbing:
+                if settings.scrub_bytes_per_second:
+                    scrubbing.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
+                await _wait_for_either(stop, archive.threads.failed)
+                scrubbing.cancel_scope.cancel()
             readiness.stop()
             registry.stop_watches()
             transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)

@@ -261,6 +261,14 @@ class Settings:
         convert=_number(1, _MAX_COUNT),
         meaning="How many bytes transient versions may take in memory, all together.",
     )
+    scrub_bytes_per_second: int = _option(
+        env="COGMENT_MODEL_REGISTRY_SCRUB_BYTES_PER_SECOND",
+        metavar="BYTES",
+        default=0,
+        default_text="0",
+        convert=_number(0, _MAX_COUNT),
+        meaning="How much of what is stored is read again each second, to find damage on the disk early. 0 reads none of it.",
+    )
     sent_version_chunk_size: int = _option(
         env="COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
         metavar="BYTES",

@@ -10,7 +10,9 @@ import click
 import trio
 
 from modelreg import __version__
+from modelreg.cli.gc import gc_command
 from modelreg.cli.outcome import Invocation, Run, reported
+from modelreg.cli.verify import verify_command
 from modelreg.settings import OPTIONS, Option, Settings
 
 
@@ -77,3 +79,5 @@ modelreg.add_command(
         help="Start the registry. Each option can also be given as the environment variable named below it.",
     )
 )
+modelreg.add_command(verify_command)
+modelreg.add_command(gc_command)

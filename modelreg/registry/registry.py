@@ -44,6 +44,8 @@ class Statistics:
     watchers: int
     # How often stored data was found damaged since the start.
     damage_found: int
+    # Stored contents that are known to be damaged, and haven't been healed or deleted.
+    damaged: int
 
 
 class Registry:
@@ -150,9 +152,12 @@ class Registry:
                 store = partial(self._commit_stored, model, header, storing)
                 yield Upload(header, storing, partial(_once, model, header, store))
         else:
-            async with self._transient.incoming(header.size) as caching:
-                cache = partial(self._commit_transient, model, header, caching)
-                yield Upload(header, caching, partial(_once, model, header, cache))
+            try:
+                async with self._transient.incoming(header.size) as caching:
+                    cache = partial(self._commit_transient, model, header, caching)
+                    yield Upload(header, caching, partial(_once, model, header, cache))
+            finally:
+                await self._archive.blobs.collect()  # what it made room for may have been a blob's last user
 
     @asynccontextmanager
     async def read(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
@@ -216,6 +221,7 @@ class Registry:
             transient_bytes=self._transient.in_memory,
             watchers=self._watchers,
             damage_found=self._archive.blobs.damage_found,
+            damaged=len(self._archive.blobs.damaged),
         )
 
     # Commits
@@ -255,6 +261,7 @@ class Registry:
             try:
                 await model.numbers.turn(number)
                 version = self._describe(header, number, incoming.digest)
+                self._demote_newest(model)  # if somebody has to make room now, it needn't be another model's newest
                 self._transient.put((header.model_id, number), incoming)
                 self._make_available(model, version)
                 committed = True
@@ -283,11 +290,14 @@ class Registry:
         )
 
     def _make_available(self, model: Model, version: VersionInfo) -> None:
+        self._demote_newest(model)
+        model.versions.add(version)
+        model.changed.ring()
+
+    def _demote_newest(self, model: Model) -> None:
         newest = model.versions.newest
         if newest is not None and not newest.stored:
             self._transient.demote((newest.model_id, newest.number))
-        model.versions.add(version)
-        model.changed.ring()
 
     def _forget_evicted(self, key: TransientKey) -> None:
         model_id, number = key
@@ -317,6 +327,7 @@ class Registry:
         """Write the exact number ceilings back, and drop the transient versions."""
         self.stop_watches()
         self._transient.close()
+        await self._archive.blobs.collect()
         for model in self._models.values():
             if model.numbers.reserved:
                 await self._archive.write_model(model.to_record(model.numbers.highest))

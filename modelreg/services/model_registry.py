@@ -144,6 +144,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             "stored_bytes": str(statistics.stored_bytes),
             "transient_bytes": str(statistics.transient_bytes),
             "watchers": str(statistics.watchers),
+            "damaged": str(statistics.damaged),
         }
         wanted = known if "*" in message.names else known.keys() & set(message.names)
         return common_pb2.StatusReply(statuses={name: known[name] for name in wanted})

@@ -215,6 +215,7 @@ async def open_archive(
         threads = Threads(logger)
         blobs = BlobStore(layout, threads, logger)
         for model in recovered:
+            blobs.damaged |= model.damaged
             for version in model.versions:
                 blobs.retain(bytes.fromhex(version.sha256), version.size)
         async with trio.open_nursery() as nursery:

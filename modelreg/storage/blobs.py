@@ -15,7 +15,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from modelreg.errors import ModelregError
-from modelreg.storage import durable
+from modelreg.storage import durable, hashing
 from modelreg.storage.layout import Layout
 from modelreg.storage.threads import Threads
 
@@ -61,6 +61,7 @@ class BlobStore:
     Attributes:
         bytes: the size of all blobs that are referred to.
         damage_found: how often damage was met since the start.
+        damaged: those known to be damaged now.
     """
 
     def __init__(self, layout: Layout, threads: Threads, logger: structlog.typing.FilteringBoundLogger) -> None:
@@ -74,6 +75,7 @@ class BlobStore:
         self._healing = threading.Lock()
         self.bytes = 0
         self.damage_found = 0
+        self.damaged: set[bytes] = set()
 
     def is_sound(self, digest: bytes) -> bool:
         """Whether a blob is referred to, and was sound when it was last looked at."""
@@ -119,6 +121,7 @@ class BlobStore:
         finally:
             for digest in gone:
                 self._sound.pop(digest, None)
+                self.damaged.discard(digest)
                 self._leaving.pop(digest).set()
 
     def _unlink(self, digests: Iterable[bytes]) -> None:
@@ -150,11 +153,16 @@ class BlobStore:
                 if self._heal(temporary, final, digest, found):
                     return
                 found = _fingerprint(final)
-            durable.sync_file(final)
+            try:
+                durable.sync_file(final)
+            except OSError:
+                # Its bytes may never get to the disk, whatever a second fsync said. The new file's have.
+                self._heal(temporary, final, digest, _fingerprint(final))
+                return
             durable.sync_directory(final.parent)
             temporary.unlink()
             return
-        self._sound[digest] = Fingerprint.of(final.stat())
+        self.trust(digest, Fingerprint.of(final.stat()))
 
     def _heal(self, temporary: Path, final: Path, digest: bytes, found: Fingerprint | None) -> bool:
         """Put a sealed file in the place of a damaged blob that looked like *found*, and keep that in quarantine.
@@ -168,7 +176,7 @@ class BlobStore:
             if found is not None:
                 durable.link_also(final, self._layout.quarantine_place(final.name))
             durable.replace(temporary, final)
-            self._sound[digest] = Fingerprint.of(final.lstat())
+            self.trust(digest, Fingerprint.of(final.lstat()))
         return True
 
     def install_bytes(self, content: bytes | bytearray, digest: bytes) -> None:
@@ -217,13 +225,15 @@ class BlobStore:
             return blob.read()
 
     def trust(self, digest: bytes, fingerprint: Fingerprint) -> None:
-        """A blob has been read through while it had this fingerprint, and is sound."""
+        """A blob has been written, or read through, while it had this fingerprint, and is sound."""
         self._sound[digest] = fingerprint
+        self.damaged.discard(digest)
 
     def report_damage(self, digest: bytes, reason: str) -> Damaged:
         """A blob is damaged: count it, say it in the log, and make the exception to raise."""
         self._sound.pop(digest, None)
         self.damage_found += 1
+        self.damaged.add(digest)
         self._logger.error("a blob is damaged", sha256=digest.hex(), reason=reason)
         return Damaged(reason)
 
@@ -263,6 +273,24 @@ class OpenBlob:
         content = b"".join(self._read_on(self.size))
         self._conclude()
         return content
+
+    def scrub(self) -> Generator[int, None, None]:
+        """Hash all of it from the disk itself, sound or not, a piece at a time; yields their sizes. This blocks.
+
+        Raises:
+            Damaged: it isn't right.
+        """
+        digest = hashlib.sha256()
+        try:
+            for piece in hashing.pieces(self.fd):
+                digest.update(piece)
+                yield len(piece)
+        except OSError as error:
+            raise self._store.report_damage(self._digest, f"it can't be read ({error.strerror})") from error
+        if digest.digest() != self._digest:
+            raise self._store.report_damage(self._digest, "its content has changed")
+        if self._digest in self._store.damaged:
+            self._store.trust(self._digest, self._fingerprint)
 
     def _read_on(self, end: int) -> Iterator[bytes]:
         while self._checked < end:

@@ -38,8 +38,6 @@ HIGHEST_NUMBER = 2**32 - 1
 # File systems in use allow names of 255 bytes.
 LONGEST_PLAIN_NAME = 200
 
-RECORD_SUFFIX = ".json"
-
 _BLOB_NAME = re.compile("[0-9a-f]{64}")
 _SIDECAR_NAME = re.compile(r"([0-9]{10})\.json")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")

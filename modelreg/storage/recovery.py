@@ -14,26 +14,18 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import attrs
 import structlog
 
 from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
-from modelreg.storage import cogment, durable, sidecars
-from modelreg.storage.layout import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    HIGHEST_NUMBER,
-    RECORD_SUFFIX,
-    Layout,
-    decode_id,
-    encode_id,
-    is_blob_name,
-    sidecar_number,
-)
-from modelreg.storage.sidecars import BadRecord, ModelRecord, VersionRecord
+from modelreg.storage import cogment, durable, inspection, sidecars
+from modelreg.storage.inspection import InspectedModel, Unknown
+from modelreg.storage.layout import FORMAT_NAME, FORMAT_VERSION, HIGHEST_NUMBER, Layout, decode_id
+from modelreg.storage.sidecars import ModelRecord, VersionRecord
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -54,6 +46,13 @@ class FoundModel:
     versions: Sequence[VersionRecord]
     # The highest number that a sidecar has, or had before it went to quarantine; 0 for none.
     highest_number: int
+    # Contents that are missing, or of another size; none of them has been read.
+    damaged: AbstractSet[bytes] = frozenset()
+
+    @property
+    def contents(self) -> AbstractSet[bytes]:
+        """The SHA-256 of all its contents."""
+        return {bytes.fromhex(version.sha256) for version in self.versions}
 
 
 def lock(layout: Layout) -> int:
@@ -83,16 +82,52 @@ def lock(layout: Layout) -> int:
     return fd
 
 
+def lock_existing(layout: Layout) -> int:
+    """Take a directory that holds an archive, and change nothing in it; what :func:`lock` returns.
+
+    Raises:
+        ArchiveInUse: a server has it.
+        ForeignArchive: it's something else.
+        ArchiveUnusable: it can't be read, there's no archive there, or one of a newer format.
+        PermissionError: it can only be read.
+    """
+    where = f"the archive directory {str(layout.root)!r}"
+    try:
+        _refuse_foreign(layout)
+        if not layout.format_file.exists():
+            msg = f"{where} is empty: name one that a server has served"
+            raise ArchiveUnusable(msg)
+        fd = os.open(layout.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.RECORD_MODE)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise PermissionError(error.errno, error.strerror) from error
+        msg = f"{where} can't be used: {error.strerror or error}"
+        raise ArchiveUnusable(msg) from error
+    try:
+        _take_lock(fd, layout)
+    except ArchiveInUse:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _take_lock(fd: int, layout: Layout) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-        msg = f"the archive directory {str(layout.root)!r} is in use by {holder}: stop that server, or choose another --archive_dir"
+        msg = f"the archive directory {str(layout.root)!r} is in use by {holder(layout)}: stop that server, or choose another --archive_dir"
         raise ArchiveInUse(msg) from None
     with contextlib.suppress(OSError):  # it's for people only: a full disk can be served, and versions deleted from it
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def holder(layout: Layout) -> str:
+    """Who has the lock, for people."""
+    with contextlib.suppress(OSError):
+        text = layout.lock_file.read_bytes()[:200].decode(errors="replace").strip()
+        return text or "another process"
+    return "another process"
 
 
 def _refuse_foreign(layout: Layout) -> None:
@@ -148,22 +183,20 @@ def recover(layout: Layout, logger: Logger) -> list[FoundModel]:
     """
     try:
         _sweep(layout, logger)
-        models = [model for entry in _entries(layout.models) if (model := _read_model(layout, entry, logger))]
-        _settle_blobs(layout, models, logger)
+        directories = inspection.model_directories(layout, _unknown(layout, logger))
+        models = [model for directory in directories if (model := _read_model(layout, directory, logger))]
+        damaged = _settle_blobs(layout, models, logger)
+        if damaged:
+            models = [attrs.evolve(model, damaged=damaged & model.contents) for model in models]
     except (OSError, durable.DirectorySyncError) as error:
         msg = f"the archive directory {str(layout.root)!r} can't be read: {error}"
         raise ArchiveUnusable(msg) from error
     return models
 
 
-def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
 def _sweep(layout: Layout, logger: Logger) -> None:
     """Empty ``tmp/``: unfinished files, deleted models."""
-    left = _entries(layout.tmp)
+    left = inspection.entries(layout.tmp)
     for entry in left:
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
@@ -184,74 +217,45 @@ def _quarantine(layout: Layout, path: str, reason: str, logger: Logger, *, keep:
     durable.move_away(Path(path), place)
 
 
-def _read_model(layout: Layout, entry: os.DirEntry[str], logger: Logger) -> FoundModel | None:
-    if not entry.is_dir(follow_symlinks=False):
-        logger.warning("left alone an unknown file", file=os.path.relpath(entry.path, layout.root))
+def _read_model(layout: Layout, directory: Path, logger: Logger) -> FoundModel | None:
+    inspected = inspection.inspect_model(directory, _unknown(layout, logger))
+    if inspected.unfinished:
+        _forget(layout, directory, logger)
         return None
-    directory = Path(entry.path)
-    record, lost = _read_model_record(layout, directory, logger)
-    versions: list[VersionRecord] = []
-    bad: list[tuple[str, str]] = []
-    highest = 0
-    for number, path in _sidecars(layout, directory, logger):
-        highest = max(highest, number)
-        try:
-            version = sidecars.read(path, VersionRecord)
-            at_home = record is not None and version.model_id == record.model_id
-            if version.version_number != number or not (at_home or encode_id(version.model_id) == directory.name):
-                msg = f"it's the record of version {version.version_number} of {version.model_id!r}"
-                raise BadRecord(msg)
-        except BadRecord as error:
-            bad.append((path, str(error)))
-        else:
-            versions.append(version)
+    return settle(layout, inspected, logger)
+
+
+def settle(layout: Layout, inspected: InspectedModel, logger: Logger) -> FoundModel | None:
+    """Put a model's directory right: what's bad in it goes to quarantine, and a lost record is made again.
+
+    None where nothing says what model it is; the whole directory is in quarantine then.
+    """
+    if inspected.record_fault:
+        path = inspected.record_path
+        _quarantine(layout, str(path), inspected.record_fault, logger, keep=not path.is_dir())
+    record, highest = inspected.record, inspected.highest_number
     if record is None:
-        model_id = versions[0].model_id if versions else decode_id(directory.name)
-        if model_id is None or not (versions or bad or lost):
-            # Its creation was cut short, or nothing says what it was.
-            _forget(layout, directory, logger)
+        model_id = inspected.versions[0].model_id if inspected.versions else decode_id(inspected.directory.name)
+        if model_id is None:
+            _forget(layout, inspected.directory, logger)
             return None
         record = ModelRecord(
             model_id=model_id, user_data={}, number_ceiling=min(highest + NUMBERS_SKIPPED, HIGHEST_NUMBER)
         )
         sidecars.write_model(layout, record)
-        logger.error("restored a lost model record, without its user data", model=model_id, versions=len(versions))
-    elif bad and highest > record.number_ceiling:
+        logger.error(
+            "restored a lost model record, without its user data", model=model_id, versions=len(inspected.versions)
+        )
+    elif inspected.bad and highest > record.number_ceiling:
         record = attrs.evolve(record, number_ceiling=highest)
         sidecars.write_model(layout, record)
-    for path, reason in bad:
-        _quarantine(layout, path, reason, logger)
-    return FoundModel(record=record, versions=versions, highest_number=highest)
+    for bad_path, reason in inspected.bad:
+        _quarantine(layout, bad_path, reason, logger)
+    return FoundModel(record=record, versions=inspected.versions, highest_number=highest)
 
 
-def _read_model_record(layout: Layout, directory: Path, logger: Logger) -> tuple[ModelRecord | None, bool]:
-    """A model's record, and whether there was one that can't be read."""
-    path = directory / "model.json"
-    try:
-        record = sidecars.read(path, ModelRecord)
-        if encode_id(record.model_id) != directory.name:
-            msg = f"it's the record of model {record.model_id!r}"
-            raise BadRecord(msg)
-    except FileNotFoundError:
-        return None, False
-    except BadRecord as error:
-        _quarantine(layout, str(path), str(error), logger, keep=not path.is_dir())
-        return None, True
-    return record, False
-
-
-def _sidecars(layout: Layout, directory: Path, logger: Logger) -> Iterator[tuple[int, str]]:
-    """The numbers and paths of a model's sidecars, by number."""
-    try:
-        entries = _entries(directory / "versions")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        number = sidecar_number(entry.name)
-        if number is None or not 1 <= number <= HIGHEST_NUMBER:
-            logger.warning("left alone an unknown file", file=os.path.relpath(entry.path, layout.root))
-        else:
-            yield number, entry.path
+def _unknown(layout: Layout, logger: Logger) -> Unknown:
+    return lambda path: logger.warning("left alone an unknown file", file=os.path.relpath(path, layout.root))
 
 
 def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
@@ -266,20 +270,22 @@ def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
         _quarantine(layout, str(directory), "no record in it says what model it is", logger)
 
 
-def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) -> None:
-    """Compare the blobs with the sidecars: tell of what's missing, delete what nothing has referred to for a day.
+def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) -> set[bytes]:
+    """Compare the blobs with the sidecars: tell of what's damaged, delete what nothing has referred to for a day.
 
     Of what nothing refers to, a record in quarantine may be the last to tell: as long as there's one, nothing is deleted.
     """
     wanted = {version.sha256: version.size for model in models for version in model.versions}
     oldest = time.time() - ORPHAN_AGE
-    needed = any(layout.quarantine.glob(f"*{RECORD_SUFFIX}.*"))
-    found, kept = set(), 0
-    for digest, entry in blob_files(layout, logger):
+    needed = inspection.records_in_quarantine(layout) > 0
+    found, damaged, kept = set(), set(), 0
+    for entry in inspection.blob_files(layout, _unknown(layout, logger)):
+        digest = entry.name
         status = entry.stat(follow_symlinks=False)
         if digest in wanted:
             found.add(digest)
             if status.st_size != wanted[digest]:
+                damaged.add(bytes.fromhex(digest))
                 logger.error("a blob is damaged", sha256=digest, size=status.st_size, expected=wanted[digest])
         elif status.st_mtime < oldest:
             if needed:
@@ -290,22 +296,6 @@ def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) 
     if kept:
         logger.warning("kept blobs that nothing refers to, as records in quarantine may", blobs=kept)
     for digest in sorted(wanted.keys() - found):
+        damaged.add(bytes.fromhex(digest))
         logger.error("a blob is missing", sha256=digest)
-
-
-def blob_files(layout: Layout, logger: Logger) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All blobs there are, with their digests in hex. What else is among them is left alone."""
-    for directory in _entries(layout.blobs):
-        if not directory.is_dir(follow_symlinks=False):
-            logger.warning("left alone an unknown file", file=os.path.relpath(directory.path, layout.root))
-            continue
-        with os.scandir(directory.path) as entries:
-            for entry in entries:
-                if (
-                    is_blob_name(entry.name)
-                    and entry.name[:2] == directory.name
-                    and not entry.is_dir(follow_symlinks=False)
-                ):
-                    yield entry.name, entry
-                else:
-                    logger.warning("left alone an unknown file", file=os.path.relpath(entry.path, layout.root))
+    return damaged

@@ -1,0 +1,42 @@
+"""``modelreg gc``: says what lies in an archive directory that nothing refers to, and deletes it when told to."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Literal
+
+import attrs
+import click
+
+from modelreg.settings import Settings
+
+Format = Literal["table", "json"]
+
+
+@click.command("gc")
+@click.option("--archive_dir", "--archive-dir", help="The directory to look at, as for serve.")
+@click.option("--yes", is_flag=True, help="Delete what is listed.")
+@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", help="How to report.")
+def gc_command(archive_dir: str | None, yes: bool, output: Format) -> None:
+    """List what nothing refers to: data of deleted models, and files of uploads that a crash cut short.
+
+    A start deletes the latter, and data that is a day old. No server may be running on the directory. What is in quarantine stays.
+    """
+    from modelreg.storage.leftovers import delete, open_leftovers  # what --help doesn't need
+
+    settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
+    with open_leftovers(settings.archive_dir) as leftovers:
+        if yes:
+            delete(settings.archive_dir, leftovers.found)
+    total = sum(leftover.size for leftover in leftovers.found)
+    if output == "json":
+        click.echo(json.dumps({"deleted": yes, "bytes": total, **attrs.asdict(leftovers)}, indent=2))
+        return
+    for leftover in leftovers.found:
+        click.echo(f"{leftover.size:>12}  {leftover.kind:10}  {leftover.path}")
+    if leftovers.records_in_quarantine and not yes:
+        click.echo(
+            f"{leftovers.records_in_quarantine} records in quarantine may refer to data listed here: look at them before it's gone"
+        )
+    click.echo(f"{len(leftovers.found)} files, {total} bytes: {'deleted' if yes else 'to be deleted with --yes'}")
