@@ -113,6 +113,7 @@ class Connection:
         pool = self._shared.buffers
         buffer = pool.take()
         used = 0
+        rested = True  # have other tasks had their turn since something was taken in?
         try:
             while True:
                 if core.outbound.urgent_bytes > CONGESTED:
@@ -126,6 +127,7 @@ class Connection:
                     used = 0
                 count = wire.receive_into(buffer.view[used:])
                 if count is None:
+                    rested = True
                     if buffer.refs > 1:
                         await wire.wait_readable()
                     else:  # a connection that waits needs no buffer
@@ -137,9 +139,14 @@ class Connection:
                 elif count == 0:
                     return
                 else:
+                    if not rested:
+                        await trio.lowlevel.checkpoint()
                     data = buffer.view[used : used + count]
                     used += count
                     await self._received(data, buffer)
+                    rested = buffer.refs > 1
+                    if rested:  # let the handlers have what was received, then its memory can be used again
+                        await trio.lowlevel.checkpoint()
         except LOST:
             pass
         finally:
@@ -151,10 +158,10 @@ class Connection:
         while True:
             taken = core.receive(data, buffer, now)
             self._start_calls()
-            await trio.lowlevel.checkpoint()
             if taken == len(data):
                 break
             data = data[taken:]
+            await trio.lowlevel.checkpoint()
         if not core.splitter.inside_control:
             self._partial_since = None
         elif self._partial_since is None or core.splitter.completed != self._partial_of:
@@ -221,7 +228,8 @@ class Connection:
                     self._drained.set()
                 if plan.has_files:
                     self._drop_truncated(plan)
-                await trio.lowlevel.checkpoint()
+                if outbound.ready or outbound.urgent:
+                    await trio.lowlevel.checkpoint()
             # Everything is said. The peer closes its side when it has read that, which ends the reader.
             await wire.finish()
             self._flushed.set()
