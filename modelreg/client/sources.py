@@ -189,9 +189,14 @@ class StreamSource:
         return None
 
     async def pieces(self) -> AsyncIterator[memoryview]:
-        async for data in self._pieces:
-            for piece in _slices(memoryview(data).cast("B")):
-                yield piece
+        try:
+            async for data in self._pieces:
+                for piece in _slices(memoryview(data).cast("B")):
+                    yield piece
+        finally:
+            close = getattr(self._pieces, "aclose", None)  # an async generator that isn't wanted to its end
+            if close is not None:
+                await close()
 
 
 def _open_file(file: object, size: int | None) -> Source:

@@ -1,0 +1,174 @@
+"""Endpoints: directly, and through a Directory."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+import pytest
+
+import modelreg.client as cogment
+from modelreg.api import directory_pb2 as api
+from modelreg.client.endpoint import Direct, Inquiry, parse_url
+from tests.client.fakes import Directory, serving
+
+
+@pytest.fixture
+def directory():
+    servicer = Directory()
+    with serving(servicer) as running:
+        servicer.url = running.url
+        yield servicer
+
+
+def connects(run, url, **context):
+    async def main():
+        async with cogment.Context("me", **context) as made:
+            registry = await made.get_model_registry_v2(cogment.Endpoint(url), patience=0.1)
+            return "modelreg" in await registry.versions()
+
+    return run(main)
+
+
+@pytest.mark.parametrize(
+    ("url", "meaning"),
+    [
+        ("grpc://host:9002", Direct(host="host", port=9002)),
+        ("grpc://[::1]:9002", Direct(host="::1", port=9002)),
+        ("grpc://10.0.0.1:1/", Direct(host="10.0.0.1", port=1)),
+        ("cogment://discover", Inquiry()),
+        ("cogment://discover/", Inquiry()),
+        ("cogment://discover/modelregistry", Inquiry(type=api.MODEL_REGISTRY_SERVICE)),
+        ("cogment://discover/actor?a=1&b=", Inquiry(type=api.ACTOR_SERVICE, properties={"a": "1", "b": ""})),
+        ("cogment://discover?a=%20x", Inquiry(properties={"a": " x"})),
+        ("cogment://discover/service?__id=42", Inquiry(service_id=42)),
+    ],
+)
+def test_urls(url, meaning):
+    assert parse_url(url) == meaning
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host:9002",
+        "http://host:9002",
+        "grpc://host",
+        "grpc://:9002",
+        "grpc://host:0",
+        "grpc://host:99999",
+        "grpc://host:9002/path",
+        "grpc://me@host:9002",
+        "cogment://client",
+        "cogment://discover/nothing",
+        "cogment://discover/service",
+        "cogment://discover/service?__id=x",
+        "cogment://discover/service?__id=99999999999999999999",
+        "cogment://discover?x",
+    ],
+)
+def test_what_is_no_url_is_said_to_be_none(run, url):
+    async def main():
+        with pytest.raises(ValueError, match="is no endpoint"):
+            await cogment.Context("me").get_model_registry_v2(cogment.Endpoint(url))
+
+    run(main)
+
+
+def test_types_are_those_of_the_interface():
+    assert {parse_url(f"cogment://discover/{path}").type for path in (
+        "actor", "environment", "datalog", "prehook", "lifecycle", "actservice", "datastore", "modelregistry", "directory"
+    )} == set(range(1, 10))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "cogment://discover",
+        "cogment://discover/modelregistry",
+        "cogment://discover/modelregistry?stage=test",
+        "cogment://discover?stage=test",
+        "cogment://discover/service?__id=2",
+    ],
+)
+def test_every_form(run, directory, server, url):
+    directory.add(1, type=api.ACTOR_SERVICE, stage="test")
+    directory.add(server.port, stage="test")
+    directory.add(2, ssl=True, stage="test")
+    assert connects(run, url, directory_endpoint=cogment.Endpoint(directory.url))
+
+
+def test_the_first_with_the_wanted_protocol_is_used(run, directory, server):
+    directory.add(1, ssl=True)
+    directory.add(server.port)
+    directory.add(1)
+    assert connects(run, "cogment://discover", directory_endpoint=cogment.Endpoint(directory.url))
+
+
+def test_only_with_tls_is_said(run, directory):
+    directory.add(1, ssl=True)
+    with pytest.raises(cogment.Refused, match="with TLS only"):
+        connects(run, "cogment://discover", directory_endpoint=cogment.Endpoint(directory.url))
+
+
+def test_the_token_has_to_match(run, directory, server):
+    directory.add(server.port, token="secret")
+    with pytest.raises(cogment.Unavailable, match="none for this token"):
+        connects(run, "cogment://discover", directory_endpoint=cogment.Endpoint(directory.url))
+    endpoint = cogment.Endpoint(directory.url)
+    assert connects(run, "cogment://discover", directory_endpoint=endpoint, directory_auth_token="secret")
+
+
+def test_directory_and_token_come_from_the_environment(run, directory, server, monkeypatch):
+    directory.add(server.port, token="secret")
+    monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", directory.url)
+    monkeypatch.setenv("COGMENT_DIRECTORY_AUTHENTICATION_TOKEN", "secret")
+    assert connects(run, "cogment://discover")
+    # what is given has precedence
+    with pytest.raises(cogment.Unavailable):
+        connects(run, "cogment://discover", directory_auth_token="another")
+
+
+def test_a_direct_endpoint_asks_no_directory(run, directory, url):
+    assert connects(run, url, directory_endpoint=cogment.Endpoint(directory.url))
+    assert directory.inquiries == []
+
+
+def test_without_a_directory_there_is_no_discovery(run):
+    async def main():
+        with pytest.raises(ValueError, match="COGMENT_DIRECTORY_ENDPOINT"):
+            await cogment.Context("me").get_model_registry_v2()
+
+    run(main)
+
+
+def test_a_directory_that_can_not_be_one():
+    with pytest.raises(ValueError, match="grpc://"):
+        cogment.Context("me", directory_endpoint=cogment.Endpoint("cogment://discover"))
+    with pytest.raises(ValueError, match="ASCII"):
+        cogment.Context("me", directory_auth_token="with\nnewline")
+
+
+def test_a_directory_that_is_not_there(run):
+    with pytest.raises(cogment.Unavailable, match="127.0.0.1:1"):
+        connects(run, "cogment://discover", directory_endpoint=cogment.Endpoint("grpc://127.0.0.1:1"))
+
+
+def test_a_service_that_moves_is_found_again(run, directory, archive_dir):
+    from tests.support.server import server_program
+
+    with server_program(archive_dir) as program:
+        directory.add(program.port)
+
+        async def main():
+            async with cogment.Context("me", directory_endpoint=cogment.Endpoint(directory.url)) as context:
+                registry = await context.get_model_registry_v2()
+                await registry.store_model("policy", b"data")
+                before = program.port
+                await anyio.to_thread.run_sync(program.restart)
+                assert program.port != before
+                directory.services.clear()
+                directory.add(program.port)
+                assert await registry.retrieve_model("policy") == b"data"
+
+        run(main)
