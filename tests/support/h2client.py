@@ -181,18 +181,18 @@ class H2Client:
     def reply(self, stream_id: int) -> Reply:
         return self.replies.setdefault(stream_id, Reply())
 
-    async def finished(self, stream_id: int, seconds: float = 10) -> Reply:
+    async def finished(self, stream_id: int, seconds: float = 30) -> Reply:
         reply = self.reply(stream_id)
         await self.until(lambda: reply.ended or reply.reset is not None, seconds)
         return reply
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 30) -> None:
         """Receive until the condition holds; fails when the connection ends or the time is over before that."""
         with trio.fail_after(seconds):
             while not condition():
                 assert await self.receive(), "the server has closed the connection"
 
-    async def until_closed(self, seconds: float = 10) -> None:
+    async def until_closed(self, seconds: float = 30) -> None:
         with trio.fail_after(seconds):
             while await self.receive():
                 pass

@@ -33,7 +33,10 @@ HELLO = frames.PREFACE + settings({})
 
 @asynccontextmanager
 async def canary(serve: Serving) -> AsyncIterator[None]:
-    """Another client, calling all the time; each call within 100 ms, the median of them that is."""
+    """Another client, calling all the time: no call may wait for more than 100 ms of work for others.
+
+    Measured is the time this process works while the call waits, as the machine may be busy with other things.
+    """
     times: list[float] = []
 
     async with trio.open_nursery() as nursery:
@@ -41,18 +44,18 @@ async def canary(serve: Serving) -> AsyncIterator[None]:
         async def sing() -> None:
             async with connected(serve.port) as client:
                 while True:
-                    start = trio.current_time()
+                    start = time.process_time()
                     assert (await client.call(path("Echo"), value(b"tweet"))).status == 0
-                    times.append(trio.current_time() - start)
+                    times.append(time.process_time() - start)
                     await trio.testing.wait_all_tasks_blocked(0.001)
 
         nursery.start_soon(sing)
         yield
-        await until(lambda: bool(times))
+        await until(lambda: bool(times), 10)
         nursery.cancel_scope.cancel()
     times.sort()
     assert times[len(times) // 2] < 0.1
-    assert times[-1] < 1  # the machine may be busy with other things, but this would be a stall
+    assert times[-1] < 0.5  # this client's own work included
 
 
 Dial = Callable[[Serving], Awaitable[H2Client]]
@@ -88,7 +91,7 @@ async def send_while_reading(client: H2Client, sent: bytes, times: int) -> None:
             pass
 
 
-async def until(condition: Callable[[], bool], seconds: float = 2) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     with trio.fail_after(seconds):
         while not condition():
             await trio.testing.wait_all_tasks_blocked(0.001)
@@ -116,9 +119,9 @@ async def test_clients_that_vanish(method: str, way: str, tmp_path: Path) -> Non
                         await until(lambda: serve.state.running > 0)
                         if way == "reset":
                             await client.send(frames.rst_stream(stream_id, ErrorCode.CANCEL))
-                            await until(lambda: serve.state.running == 0, 1)
-                await until(lambda: serve.state.running == 0, 1)
-                await until(lambda: serve.server.statistics().connections == 0, 1)
+                            await until(lambda: serve.state.running == 0)
+                await until(lambda: serve.state.running == 0)
+                await until(lambda: serve.server.statistics().connections == 0)
                 before = before or process.num_fds()
             assert process.num_fds() <= before
 
