@@ -157,7 +157,8 @@ class BlobStore:
                 durable.sync_file(final)
             except OSError:
                 # Its bytes may never get to the disk, whatever a second fsync said. The new file's have.
-                self._heal(temporary, final, digest, _fingerprint(final))
+                while not self._heal(temporary, final, digest, _fingerprint(final)):
+                    pass  # it isn't the same file that another upload is about, which may only have changed its links
                 return
             durable.sync_directory(final.parent)
             temporary.unlink()

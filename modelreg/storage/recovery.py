@@ -152,7 +152,7 @@ def _refuse_foreign(layout: Layout) -> None:
     # A first start that was killed has made some of our directories, and the FORMAT file last.
     names = {entry.name for entry in os.scandir(layout.root)}
     if cogment.model_directories(layout.root):
-        msg = f"{where} was written by the Cogment Model Registry: choose another --archive_dir for modelreg"
+        msg = f"{where} was written by the Cogment Model Registry: import it into another --archive_dir by modelreg import-archive"
         raise ForeignArchive(msg)
     # mkfs makes lost+found: the root of a new ext4 volume has it.
     if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine", "lost+found"}):
@@ -251,6 +251,11 @@ def settle(layout: Layout, inspected: InspectedModel, logger: Logger) -> FoundMo
         sidecars.write_model(layout, record)
     for bad_path, reason in inspected.bad:
         _quarantine(layout, bad_path, reason, logger)
+    versions = inspected.directory / "versions"
+    if not versions.is_dir():  # nothing could be stored
+        if os.path.lexists(versions):
+            _quarantine(layout, str(versions), "it's in the place of a directory", logger)
+        durable.make_directory(versions)
     return FoundModel(record=record, versions=inspected.versions, highest_number=highest)
 
 

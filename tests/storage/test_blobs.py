@@ -192,6 +192,24 @@ async def test_many_install_the_same_content_at_once(
             path.unlink()
 
 
+async def test_an_existing_blob_that_can_not_be_synced_is_replaced(
+    archive: Archive, blobs: BlobStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    first = path.stat().st_ino
+    temporary = temporary_file(archive)
+
+    def fail(path: Path) -> None:
+        path.chmod(0o440)  # as another upload changes it, between its failure and the look that is taken then
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_file", fail)
+    blobs.install(temporary, DIGEST, SIZE)
+    assert path.stat().st_ino != first
+    assert blobs.read(DIGEST, SIZE) == CONTENT
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 async def test_healing_never_leaves_the_name_empty(
     archive: Archive, blobs: BlobStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

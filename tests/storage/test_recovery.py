@@ -478,6 +478,16 @@ def test_odd_names_among_the_versions_are_left_alone(layout: Layout, root: Path)
     assert quarantined(root) == []
 
 
+@pytest.mark.parametrize("kind", ["missing", "a file"])
+def test_a_model_without_a_place_for_versions_gets_one(kind: str, layout: Layout, root: Path) -> None:
+    make(layout, "m", [])
+    layout.versions("m").rmdir()
+    if kind == "a file":
+        layout.versions("m").touch()
+    assert numbers(boot(root)["m"]) == []
+    sidecars.write_version(layout, record_of("m", 1, b""))
+
+
 # Blobs
 
 
