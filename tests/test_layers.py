@@ -118,6 +118,7 @@ DISTRIBUTIONS = {
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
     "pytest_trio": "pytest-trio",
+    "typing_extensions": "typing-extensions",
     "yaml": "pyyaml",
 }
 
