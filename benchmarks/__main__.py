@@ -36,7 +36,9 @@ def named(name: str) -> Target:
     if not re.fullmatch(r"\S+:\d+", name):
         names = ", ".join(target.name for target in TARGETS)
         raise click.BadParameter(f"{name!r} is neither HOST:PORT nor one of {names}", param_hint="--target")
-    return Target(name=name, meaning="was running already", address=name)
+    # The harness can't restart it.
+    kinds = frozenset(kind for target in TARGETS for kind in target.kinds) - {"boot"}
+    return Target(name=name, meaning="runs already", address=name, kinds=kinds)
 
 
 @click.command(help=__doc__)
@@ -128,9 +130,6 @@ def main(
             except KeyboardInterrupt:
                 click.echo(f"\ninterrupted after {len(results)} of {len(cases)} cases", err=True)
     text = report.markdown(results, facts)
-    click.echo(text)
-    for line in report.failures(results):
-        click.echo(line, err=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text)
     options: dict[str, object] = {
@@ -141,6 +140,9 @@ def main(
         (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
     if want_html:
         (out / "report.html").write_text(html.page(results, facts))
+    click.echo(text)
+    for line in report.failures(results):
+        click.echo(line, err=True)
     click.echo(f"written to {out}/", err=True)
     if len(results) < len(cases):
         sys.exit(130)

@@ -143,7 +143,12 @@ def _bars(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
                 f'<text class="value" x="{max(112 + width, high) + 5:.1f}" y="{y + 12}">{report.number(value.median)}{mark}{beyond}</text>'
             )
         better = ", less is better" if unit in LESS_IS_BETTER else ""
-        yield _figure(result.scenario.name, f"{result.point}, {unit}{better}", "".join(out), 8 + len(values) * step)
+        yield _figure(
+            result.scenario.name,
+            f"{result.scenario.place(result.point)}, {unit}{better}",
+            "".join(out),
+            8 + len(values) * step,
+        )
 
 
 def _throughput(row: Row) -> Summary | None:
@@ -253,16 +258,16 @@ def _latencies(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
                 f'stroke-opacity=".5"/><circle cx="{x(ms["p50"]):.1f}" cy="{y}" r="4" fill="{color}"/>'
                 f'<text class="value" x="{x(ms["p99"]) + 7:.1f}" y="{y + 4}">{report.number(ms["p50"])} · {report.number(ms["p99"])}</text></g>'
             )
-        yield _figure(result.scenario.name, f"{result.point}", "".join(out), 8 + len(rows) * step)
+        yield _figure(result.scenario.name, result.scenario.place(result.point), "".join(out), 8 + len(rows) * step)
 
 
 def _table(result: Result) -> str:
     header, *lines = report.details(result)
     out = ["<tr>", *(f"<th>{escape(cell)}</th>" for cell in header), "</tr>"]
-    for line in lines:
-        if line[1].startswith("failed"):
+    for row, line in zip(result.rows, lines, strict=True):
+        if row.reason:
             out.append(
-                f'<tr class="bad"><td>{escape(line[0])}</td><td class="fail" colspan="{len(line) - 1}">{escape(line[1])}</td></tr>'
+                f'<tr class="bad"><td>{escape(line[0])}</td><td class="fail" colspan="{len(line) - 1}">failed: {escape(row.reason)}</td></tr>'
             )
         else:
             out += ["<tr>", *(f"<td>{escape(cell)}</td>" for cell in line), "</tr>"]

@@ -14,8 +14,6 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from typing_extensions import Self
-
 from benchmarks.clients import Client, Outcome, Payload, Task
 from benchmarks.http2 import KIB, MIB
 from benchmarks.targets import spawn
@@ -97,7 +95,7 @@ def work(pipe: Connection[Any, Any]) -> None:
             cpu, start = time.process_time(), time.monotonic()
             samples = job()
             end = time.monotonic()
-            size = task.size * len(samples)
+            size = task.size * len(samples) if task.kind in ("upload", "download") else 0
             pipe.send(Outcome(start=start, end=end, cpu=time.process_time() - cpu, bytes=size, samples=tuple(samples)))
         except EOFError:
             return
@@ -116,7 +114,7 @@ class Load:
     def __init__(self) -> None:
         self._idle: list[Worker] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Load:
         return self
 
     def __exit__(

@@ -68,6 +68,7 @@ def peak_memory(pid: int) -> int:
     process's resident set until they are mapped.
     """
     total = 0
+    files: dict[tuple[int, int], int] = {}
     for one in tree(pid):
         for line in _read(Path(f"/proc/{one}/status")).splitlines():
             if line.startswith("VmHWM:"):
@@ -75,10 +76,11 @@ def peak_memory(pid: int) -> int:
         for path in _descriptors(one):
             try:
                 if os.readlink(path).startswith("/memfd:"):
-                    total += os.stat(path).st_blocks * 512
+                    status = os.stat(path)
+                    files[status.st_dev, status.st_ino] = status.st_blocks * 512
             except OSError:
                 pass  # closed meanwhile
-    return total
+    return total + sum(files.values())
 
 
 def listening(pid: int) -> int | None:

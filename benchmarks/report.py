@@ -100,7 +100,7 @@ def details(result: Result) -> list[list[str]]:
     for row in result.rows:
         summary = row.summary(unit)
         if summary is None:
-            lines.append([row.name, f"failed: {row.reason or 'not measured'}", *[""] * (len(columns) - 1)])
+            lines.append([row.name, "failed", *[""] * (len(columns) - 1)])
             continue
         line = [f"{row.name}{' (floor)' if row.floor else ''}"]
         line.append(number(summary.median) + (MARK if limited(row, result) else ""))
@@ -160,7 +160,10 @@ good as `name`. Upload figures include fsync where versions are stored. {MARK}: 
 def markdown(results: Sequence[Result], facts: dict[str, str]) -> str:
     parts = ["\n".join(f"- {name}: {value}" for name, value in facts.items()), LEGEND, grid(summary(results))]
     parts.extend(
-        f"### {one.scenario.text(one.point)}\n\n{one.scenario.question}\n\n{grid(details(one))}" for one in results
+        "\n\n".join(
+            [f"### {one.scenario.text(one.point)}", one.scenario.question, grid(details(one)), *failures([one])]
+        )
+        for one in results
     )
     return "\n\n".join(parts) + "\n"
 

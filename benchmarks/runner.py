@@ -27,6 +27,7 @@ WARM_UP_BYTES = 8 * 1024 * 1024
 SLOWEST = 5e6  # bytes a second; what is slower than that has failed
 BUSY = 0.9  # of a core; a client above it may be what is measured
 FILLERS = 16  # load processes that fill an archive before a boot
+FILL_AT_ONCE = 16_000  # versions: they are prepared first, and the table of them must not grow too long
 
 _FLOORS: dict[tuple[str, bool], tuple[Floor, ...]] = {
     ("upload", True): (floors.SHA256, floors.WRITE, floors.LOOPBACK),
@@ -226,11 +227,11 @@ class Runner:
         if not scenario.fresh:
             self._load.run([attrs.evolve(task, kind="upload", count=1)])
         if scenario.kind == "boot":
-            share = -(-point.count // FILLERS)
-            for left in range(point.count, 0, -min(point.count, FILLERS * 1000)):
-                share = -(-min(left, FILLERS * 1000) // FILLERS)
-                filler = attrs.evolve(task, kind="upload", count=share, timeout=600.0)
-                self._load.run([filler] * FILLERS)
+            filler = attrs.evolve(task, kind="upload", timeout=600.0)
+            for left in range(point.count, 0, -FILL_AT_ONCE):
+                some = min(left, FILL_AT_ONCE)
+                shares = [some // FILLERS + (number < some % FILLERS) for number in range(FILLERS)]
+                self._load.run([attrs.evolve(filler, count=share) for share in shares if share])
 
     def _round(self, case: Case, server: Server) -> Round:
         """Fresh model, fresh payload, one measurement, model deleted."""

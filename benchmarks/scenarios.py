@@ -54,8 +54,11 @@ class Scenario:
     fresh: bool = True  # false: the same content each time
     warm: bool = True  # downloads: each version has been downloaded once before it is measured
 
+    def place(self, point: Point) -> str:
+        return f"{point.count:,} versions" if self.kind == "boot" else str(point)
+
     def text(self, point: Point) -> str:
-        return f"{self.name}  {point}" + (f"  {point.count:,} versions" if self.kind == "boot" else "")
+        return f"{self.name}  {self.place(point)}"
 
 
 SIZES = (64 * KIB, MIB, 64 * MIB, GIB)
