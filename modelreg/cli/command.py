@@ -11,6 +11,7 @@ import trio
 
 from modelreg import __version__
 from modelreg.cli.gc import gc_command
+from modelreg.cli.import_archive import import_command
 from modelreg.cli.outcome import Invocation, Run, reported
 from modelreg.cli.verify import verify_command
 from modelreg.settings import OPTIONS, Option, Settings
@@ -81,3 +82,4 @@ modelreg.add_command(
 )
 modelreg.add_command(verify_command)
 modelreg.add_command(gc_command)
+modelreg.add_command(import_command)

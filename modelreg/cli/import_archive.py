@@ -1,0 +1,79 @@
+"""``modelreg import-archive``: takes over the archive of a Cogment Model Registry."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import trio
+
+from modelreg.cli.outcome import Invocation
+from modelreg.settings import Settings
+
+if TYPE_CHECKING:
+    from modelreg.registry.importing import Entry, Outcome
+
+# Something could not be imported.
+INCOMPLETE = 1
+
+Format = Literal["text", "json"]
+
+
+@click.command("import-archive")
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--archive_dir", "--archive-dir", help="The directory to import into, as for serve.")
+@click.option(
+    "--format", "output", type=click.Choice(["text", "json"]), default="text", help="How to report; an object a line."
+)
+@click.pass_obj
+def import_command(invocation: Invocation, source: Path, archive_dir: str | None, output: Format) -> None:
+    """Import SOURCE, an archive directory of the Cogment Model Registry.
+
+    Numbers, timestamps, hashes and user data are kept. SOURCE isn't changed; no server may be running on the directory that's imported into.
+    What's there already is passed over, so an import can be run again. Ends with 1 where something could not be imported.
+    """
+    settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
+    counts = trio.run(_import, source, settings, output)
+    if counts["damaged"] or counts["conflict"]:
+        invocation.outcome.exit_code = INCOMPLETE
+
+
+async def _import(source: Path, settings: Settings, output: Format) -> Counter[str]:
+    # What --help doesn't need.
+    from modelreg.log import silent_logger
+    from modelreg.registry.importing import Outcome, import_cogment
+    from modelreg.storage.archive import open_archive
+
+    counts: Counter[str] = Counter()
+    async with open_archive(settings.archive_dir, silent_logger()) as archive:
+        async with aclosing(import_cogment(source, archive)) as entries:
+            async for entry in entries:
+                counts[entry.outcome.value] += 1
+                click.echo(_json(entry) if output == "json" else _line(entry))
+    if output == "text":
+        click.echo(_summary(counts, Outcome))
+    return counts
+
+
+def _json(entry: Entry) -> str:
+    document = {
+        "model": entry.model_id,
+        "version": entry.number,
+        "outcome": entry.outcome.value,
+        "reason": entry.reason,
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _line(entry: Entry) -> str:
+    what = f"model {entry.model_id}" if entry.number is None else f"version {entry.number} of {entry.model_id}"
+    return f"{entry.outcome.value:10}{what}" + (f": {entry.reason}" if entry.reason else "")
+
+
+def _summary(counts: Counter[str], outcomes: type[Outcome]) -> str:
+    return ", ".join(f"{counts[outcome.value]} {outcome.value}" for outcome in outcomes)

@@ -1,0 +1,56 @@
+"""``modelreg import-archive``, as a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.test_program import serving
+from tests.registry.test_importing import add_model, add_version
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "modelreg", "import-archive", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_reports_each_entry_and_the_sum(tmp_path: Path) -> None:
+    add_model(tmp_path / "old", "policy")
+    add_version(tmp_path / "old", "policy", 1, b"one")
+    ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        "imported  model policy",
+        "imported  version 1 of policy",
+        "2 imported, 0 present, 0 damaged, 0 conflict",
+    ]
+    assert run(tmp_path / "old", "--archive-dir", tmp_path / "new").stdout.endswith(
+        "0 imported, 2 present, 0 damaged, 0 conflict\n"
+    )
+
+
+def test_damage_ends_with_1_and_comes_as_json(tmp_path: Path) -> None:
+    add_model(tmp_path / "old", "policy")
+    add_version(tmp_path / "old", "policy", 1, b"one").unlink()
+    ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new", "--format=json")
+    assert (ended.returncode, ended.stderr) == (1, "")
+    model, version = map(json.loads, ended.stdout.splitlines())
+    assert model == {"model": "policy", "version": None, "outcome": "imported", "reason": ""}
+    assert (version["version"], version["outcome"]) == (1, "damaged")
+    assert "data can't be read" in version["reason"]
+
+
+def test_a_running_server_keeps_its_directory(tmp_path: Path) -> None:
+    add_model(tmp_path / "old", "policy")
+    with serving(tmp_path, "--archive_dir=new"):
+        ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new")
+    assert ended.returncode == 4
+    assert ended.stderr.startswith("modelreg: the archive directory")
+
+
+def test_a_source_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    ended = run(tmp_path / "nowhere", "--archive_dir", tmp_path / "new")
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
