@@ -114,7 +114,7 @@ class Load:
     def __init__(self) -> None:
         self._idle: list[Worker] = []
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Load:  # noqa: PYI034 - typing.Self came with Python 3.11
         return self
 
     def __exit__(
