@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 import trio.lowlevel
 
+from .buffers import BufferPool
 from .outbound import FileSpan, Plan
 from .streams import FilePiece
 
@@ -70,7 +71,8 @@ LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyRe
 class SocketWire:
     """A socket of the operating system."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, pool: BufferPool) -> None:
+        self._pool = pool
         self.peer = _peer(stream.socket)
         self.bytes_in = 0
         self.bytes_out = 0
@@ -98,16 +100,40 @@ class SocketWire:
         if not plan.has_files:
             await self._send_pieces(plan.items, 0)  # type: ignore[arg-type]
             return
+        buffer = self._pool.take()
+        try:
+            await self._send_with_files(plan.items, buffer.view)
+        finally:
+            buffer.release()
+
+    async def _send_with_files(self, items: list[bytes | memoryview | FileSpan], memory: memoryview) -> None:
         pieces: list[bytes | memoryview] = []
-        for item in plan.items:
+        used = 0  # of memory
+        piece: FilePiece | None = None
+        start = end = 0  # what of the piece's file is in memory, from `base` on
+        base = 0
+        for index, item in enumerate(items):
             if not isinstance(item, FileSpan):
                 pieces.append(item)
-            elif item.length <= GATHER_BELOW or not _CAN_SENDFILE:
-                pieces.append(read_span(item))
-            else:
+            elif item.length > GATHER_BELOW and _CAN_SENDFILE:
                 await self._send_pieces(pieces, _MSG_MORE)
                 pieces = []
+                used = 0
                 await self._send_span(item)
+            else:
+                if item.piece is not piece or not start <= item.offset <= item.offset + item.length <= end:
+                    if len(memory) - used < item.length:
+                        await self._send_pieces(pieces, _MSG_MORE)
+                        pieces = []
+                        used = 0
+                    piece = item.piece
+                    start = item.offset
+                    base = used
+                    end = start + _run(items, index, len(memory) - used)
+                    used += end - start
+                    read_into(piece, start, memory[base:used])
+                place = base + item.offset - start
+                pieces.append(memory[place : place + item.length])
         await self._send_pieces(pieces, 0)
 
     async def _send_pieces(self, pieces: list[bytes | memoryview], flags: int) -> None:
@@ -210,7 +236,7 @@ class StreamWire:
             self.bytes_in += len(self._received)
 
     async def send(self, plan: Plan) -> None:
-        pieces = [read_span(item) if isinstance(item, FileSpan) else item for item in plan.items]
+        pieces = [_read_span(item) if isinstance(item, FileSpan) else item for item in plan.items]
         data = b"".join(pieces)
         self.blocked_since = trio.current_time()
         await self._stream.send_all(data)
@@ -225,22 +251,42 @@ class StreamWire:
         await trio.aclose_forcefully(self._stream)
 
 
-def read_span(span: FileSpan) -> bytes:
-    """A part of a file as bytes; zeros for what the file lacks, as the frame around it has been promised."""
-    piece = span.piece
-    data = b"" if piece.truncated else os.pread(piece.fd, span.length, span.offset)
-    while len(data) < span.length:
-        more = b"" if piece.truncated else os.pread(piece.fd, span.length - len(data), span.offset + len(data))
-        if not more:
+def _run(items: list[bytes | memoryview | FileSpan], index: int, limit: int) -> int:
+    """How many bytes from the span at `index` on follow each other in the file, and can be read in one go."""
+    first = items[index]
+    assert isinstance(first, FileSpan)
+    size = 0
+    for item in items[index:]:
+        if isinstance(item, FileSpan):
+            if item.piece is not first.piece or item.offset != first.offset + size or item.length > GATHER_BELOW:
+                break
+            if size + item.length > limit:
+                break
+            size += item.length
+    return max(size, first.length)
+
+
+def read_into(piece: FilePiece, offset: int, memory: memoryview) -> None:
+    """Read a part of a file; zeros for what the file lacks, as the frames around it have been promised."""
+    place = 0
+    while place < len(memory):
+        count = 0 if piece.truncated else os.preadv(piece.fd, [memory[place:]], offset + place)
+        if count == 0:
             piece.truncated = True
-            more = bytes(span.length - len(data))
-        data += more
+            memory[place:] = bytes(len(memory) - place)
+            return
+        place += count
+
+
+def _read_span(span: FileSpan) -> bytearray:
+    data = bytearray(span.length)
+    read_into(span.piece, span.offset, memoryview(data))
     return data
 
 
-def wire_for(stream: trio.abc.Stream) -> Wire:
-    """The quickest way to use this stream."""
-    return SocketWire(stream) if type(stream) is trio.SocketStream else StreamWire(stream)
+def wire_for(stream: trio.abc.Stream, pool: BufferPool) -> Wire:
+    """The quickest way to use this stream; `pool` has the memory for what is read from files."""
+    return SocketWire(stream, pool) if type(stream) is trio.SocketStream else StreamWire(stream)
 
 
 async def prefetch(piece: FilePiece, limiter: trio.CapacityLimiter) -> None:

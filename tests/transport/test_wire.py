@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelreg.transport.buffers import BufferPool
 from modelreg.transport.outbound import FileSpan, Plan, is_resident
 from modelreg.transport.streams import FilePiece
 from modelreg.transport.wire import GATHER_BELOW, SocketWire, StreamWire, prefetch, wire_for
@@ -22,7 +23,7 @@ from modelreg.transport.wire import GATHER_BELOW, SocketWire, StreamWire, prefet
 async def pair() -> AsyncIterator[tuple[SocketWire, trio.SocketStream]]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
-    wire = wire_for(await listener.accept())
+    wire = wire_for(await listener.accept(), BufferPool())
     assert isinstance(wire, SocketWire)
     yield wire, client
     await wire.aclose()
@@ -81,11 +82,26 @@ async def test_a_plan_with_everything(pair: tuple[SocketWire, trio.SocketStream]
     assert pair[0].blocked_since is None
 
 
+@pytest.mark.parametrize("size", [100, 16384, GATHER_BELOW])
+async def test_small_parts_of_a_file(pair: tuple[SocketWire, trio.SocketStream], tmp_path: Path, size: int) -> None:
+    """Read in one go where they follow each other, and never more than there is memory for."""
+    content = os.urandom(600_000)
+    (tmp_path / "file").write_bytes(content)
+    spans = [(offset, min(size, 500_000 - offset)) for offset in range(0, 500_000, size)]
+    spans[3:3] = [(550_000, 100), (550_100, 50), (550_000, 150)]
+    with (tmp_path / "file").open("rb") as file:
+        plan, _ = make_plan(file.fileno(), spans)
+        expected = (
+            b"".join(b"head%08d" % length + content[offset : offset + length] for offset, length in spans) + b"tail"
+        )
+        assert await transfer(*pair, plan, len(expected)) == expected
+
+
 async def test_the_same_without_a_socket(tmp_path: Path) -> None:
     content = os.urandom(12_100_000)
     (tmp_path / "file").write_bytes(content)
     ours, theirs = trio.testing.memory_stream_pair()
-    wire = wire_for(ours)
+    wire = wire_for(ours, BufferPool())
     assert isinstance(wire, StreamWire)
     with (tmp_path / "file").open("rb") as file:
         plan, _ = make_plan(file.fileno(), SPANS)
@@ -139,7 +155,7 @@ async def test_the_end_in_both_directions(pair: tuple[SocketWire, trio.SocketStr
 
 async def test_receiving_without_a_socket() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    wire = wire_for(ours)
+    wire = wire_for(ours, BufferPool())
     memory = memoryview(bytearray(4))
     assert wire.receive_into(memory) is None
     await theirs.send_all(b"abcdef")
@@ -156,7 +172,7 @@ async def test_receiving_without_a_socket() -> None:
 
 async def test_unix_sockets_serve_too(tmp_path: Path) -> None:
     ours, theirs = trio.socket.socketpair(socket.AF_UNIX)
-    wire = wire_for(trio.SocketStream(ours))
+    wire = wire_for(trio.SocketStream(ours), BufferPool())
     client = trio.SocketStream(theirs)
     assert wire.peer == "unix"
     content = os.urandom(1_000_000)
