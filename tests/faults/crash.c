@@ -35,7 +35,7 @@ struct control {
     int32_t short_writes; /* writes take no more than so many bytes; 0: all */
     atomic_long calls;    /* counted since it was armed */
     int64_t at;           /* acts in place of this one, counted from 1 */
-    char only[32];        /* counts calls of this name only; empty: all */
+    char only[32];        /* counts calls of this name only, or those that change something ("changing"); empty: all */
     char root[256];       /* the directory */
     char seen[32];        /* the call that it acted at */
     char names[8192];     /* the calls counted, a line each */
@@ -92,7 +92,8 @@ static const char *is_directory(int fd, const char *name, const char *name_for_d
 /* 0: go on. Else the errno that the call is to fail with. */
 static int before(const char *name)
 {
-    if (control->only[0] && strcmp(control->only, name))
+    int changes = strcmp(name, "open") && strncmp(name, "close", 5);
+    if (!strcmp(control->only, "changing") ? !changes : control->only[0] && strcmp(control->only, name))
         return 0;
     long number = atomic_fetch_add(&control->calls, 1) + 1;
     int size = (int)strlen(name) + 1, place = atomic_fetch_add(&control->named, size);

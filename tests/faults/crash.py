@@ -63,7 +63,7 @@ class Control:
     def arm(
         self, root: Path, action: int = COUNT, *, at: int = 0, error: int = 0, only: str = "", short_writes: int = 0
     ) -> None:
-        """From now on count the calls on *root* (those named *only*), and act in place of call number *at*."""
+        """From now on count the calls on *root* (those named *only*, or "changing" something), and act in place of call number *at*."""
         self.disarm()
         shared = self._shared
         shared.calls = shared.named = shared.changed = 0

@@ -242,8 +242,30 @@ def check_recovered(launcher: Launcher, archive: Path, allowed: list[State], giv
     return state
 
 
-def crash_at_every_call(launcher: Launcher, directory: Path, scenario: Scenario) -> list[str]:
-    """Kill the server before each call in turn; returns the names of the calls it was killed at."""
+@attrs.frozen
+class Crash:
+    """How a server is struck down: by SIGKILL.
+
+    Attributes:
+        calls: "changing" passes over the calls that change nothing on the disk; empty does not.
+    """
+
+    calls: str = "changing"
+    action = KILL
+
+    def begin(self) -> None:
+        """What is in the directory now is what is there before the act."""
+
+    def after_act(self, server: Server) -> None:
+        """The act was over before the crash came: it comes now."""
+        server.kill()
+
+    def end(self) -> None:
+        """The server is dead; what it has left may be looked at."""
+
+
+def crash_at_every_call(launcher: Launcher, directory: Path, scenario: Scenario, crash: Crash) -> list[str]:
+    """Strike the server before each call in turn; returns the names of the calls it was struck at."""
     control = launcher.control
     template = directory / "template"
     prepare(launcher, template, scenario)
@@ -252,12 +274,16 @@ def crash_at_every_call(launcher: Launcher, directory: Path, scenario: Scenario)
     seen: list[str] = []
     for number in itertools.count(1):
         archive = copy_archive(template, directory / "archive")
+        crash.begin()
         server = launcher.start(archive)
         with server.calls() as calls:
-            control.arm(archive, KILL, at=number)
+            control.arm(archive, crash.action, at=number, only=crash.calls)
             acknowledged, given = attempt(calls, scenario.act)
         control.disarm()
+        if not control.seen:
+            crash.after_act(server)
         server.kill()
+        crash.end()
         if not acknowledged:
             assert control.seen, "it failed without a crash"
         check_recovered(launcher, archive, [after] if acknowledged else [*undone, after], given)
@@ -276,7 +302,7 @@ def attempt(calls: Calls, act: Callable[[Calls], set[int] | None]) -> tuple[bool
 
 
 def crash_boot_at_every_call(
-    launcher: Launcher, template: Path, directory: Path, numbers: Iterable[int]
+    launcher: Launcher, template: Path, directory: Path, numbers: Iterable[int], crash: Crash
 ) -> tuple[list[str], State]:
     """The same, of a boot on a directory, at the calls of these numbers. Also returns what all boots have led to."""
     control = launcher.control
@@ -290,12 +316,16 @@ def crash_boot_at_every_call(
     for number in numbers:
         archive = copy_archive(template, directory / "archive")
         age(archive)
-        control.arm(archive, KILL, at=number)
+        crash.begin()
+        control.arm(archive, crash.action, at=number, only=crash.calls)
         server = launcher.launch(archive)
         with contextlib.suppress(Ended):
             server.wait_for_log("serving")
         control.disarm()
+        if not control.seen:
+            crash.after_act(server)
         server.kill()
+        crash.end()
         check_recovered(launcher, archive, [expected], set())
         assert kept <= quarantined(archive)
         if not control.seen:
