@@ -63,9 +63,11 @@ class Download:
                     break
                 else:
                     await call.wait()
-            call.check()
+            if target.received <= info.size:
+                call.check()
         if target.received != info.size:
-            raise Damaged(f"{_named(info)} has {info.size} bytes, and {target.received} came: store it again")
+            came = f"{target.received}" if target.received < info.size else "more"
+            raise Damaged(f"{_named(info)} has {info.size} bytes, and {came} came: store it again")
         if not chunks.complete or target.digest() != b64decode(info.hash):
             raise Damaged(f"{_named(info)} isn't what was stored, by its hash: store it again")
 

@@ -12,6 +12,7 @@ way, and compared with what the registry says it has.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import IO, Protocol, cast
@@ -75,8 +76,6 @@ def open_source(model: Model, size: int | None) -> Source:
 
 def _has_buffer(model: object) -> bool:
     """Whether it's some other object with a buffer: a NumPy array, an mmap, an array.array."""
-    if hasattr(model, "read"):  # an mmap is both, and a file may be more than memory
-        return False
     try:
         memoryview(model)  # type: ignore[arg-type]
     except TypeError:
@@ -201,7 +200,7 @@ class StreamSource:
 
 def _open_file(file: object, size: int | None) -> Source:
     binary = cast(IO[bytes], file)
-    if getattr(file, "encoding", None) is not None:
+    if isinstance(file, io.TextIOBase):
         raise TypeError("the file is open as text: open it as binary, with mode 'rb'")
     if not binary.seekable():
         return StreamSource(_from_iterable(_read(binary.read)), _required(size))

@@ -66,11 +66,11 @@ class MemoryTarget:
         self._sha = hashlib.sha256()
 
     def write(self, data: memoryview) -> None:
-        end = self.received + len(data)
-        if end > self.size:
+        start = self.received
+        self.received += len(data)
+        if self.received > self.size:
             raise _too_much(self.size)
-        self._view[self.received : end] = data
-        self.received = end
+        self._view[start : self.received] = data
 
     async def drain(self, *, final: bool) -> int:
         size = self.received - self._hashed
