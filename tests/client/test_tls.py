@@ -1,0 +1,128 @@
+"""TLS: whom the client trusts, and who it says it is."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+
+import pytest
+import trustme
+
+import modelreg.client as cogment
+from modelreg.api import common_pb2
+from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
+from tests.client.fakes import Directory, serving
+
+
+class Registry(ModelRegistrySPServicer):
+    async def Version(self, message):  # noqa: N802
+        return common_pb2.VersionInfo(versions=[common_pb2.VersionInfo.Version(name="modelreg", version="x" * 300_000)])
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def context(ca):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_alpn_protocols(["h2"])
+    ca.issue_cert("127.0.0.1", "localhost").configure_cert(made)
+    return made
+
+
+def pem(blob) -> str:
+    return blob.bytes().decode()
+
+
+def versions_at(run, endpoint, **options):
+    async def main():
+        async with cogment.Context("test", **options) as made:
+            registry = await made.get_model_registry_v2(endpoint, patience=0.1)
+            return await registry.versions()
+
+    return run(main)
+
+
+def test_a_certificate_that_is_trusted(run, ca, context):
+    with serving(Registry(), ssl=context) as running:
+        endpoint = cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem))
+        assert len(versions_at(run, endpoint)["modelreg"]) == 300_000
+
+
+def test_a_certificate_that_is_not(run, context):
+    with serving(Registry(), ssl=context) as running:
+        for roots in (None, pem(trustme.CA().cert_pem)):
+            endpoint = cogment.Endpoint(running.url, private_key="", root_certificates=roots)
+            with pytest.raises(cogment.Denied, match="isn't trusted"):
+                versions_at(run, endpoint)
+
+
+def test_a_certificate_of_another_host(run, ca):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("example.org").configure_cert(made)
+    with serving(Registry(), ssl=made) as running:
+        with pytest.raises(cogment.Denied, match="isn't trusted"):
+            versions_at(run, cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem)))
+
+
+def test_a_server_that_wants_to_know_who_calls(run, ca):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_alpn_protocols(["h2"])
+    made.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(made)
+    ca.issue_cert("127.0.0.1").configure_cert(made)
+    ours = ca.issue_cert("trainer.example")
+    with serving(Registry(), ssl=made) as running:
+        roots = pem(ca.cert_pem)
+        chain = "".join(pem(blob) for blob in ours.cert_chain_pems)
+        known = cogment.Endpoint(running.url, pem(ours.private_key_pem), roots, chain)
+        assert versions_at(run, known)
+        with pytest.raises((cogment.Unavailable, cogment.Denied)):
+            versions_at(run, cogment.Endpoint(running.url, root_certificates=roots))
+
+
+def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run, ca, context):
+    with serving(Registry(), ssl=context) as running:
+        with pytest.raises(cogment.Unavailable):
+            versions_at(run, cogment.Endpoint(running.url))
+    with serving(Registry()) as running:
+        with pytest.raises(cogment.Unavailable, match="TLS"):
+            versions_at(run, cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem)))
+
+
+def test_keys_that_can_not_be_used(run):
+    for endpoint in (
+        cogment.Endpoint("grpc://localhost:1", root_certificates="no PEM"),
+        cogment.Endpoint("grpc://localhost:1", private_key="no", certificate_chain="PEM"),
+    ):
+        with pytest.raises(ValueError, match="can't be used"):
+            versions_at(run, endpoint)
+
+
+def test_what_has_keys_is_not_shown(ca):
+    endpoint = cogment.Endpoint("grpc://h:1", private_key="SECRET", token="SECRET")
+    assert "SECRET" not in repr(endpoint)
+
+
+def test_discovery_of_a_registry_with_tls(run, ca, context):
+    directory = Directory()
+    with serving(Registry(), ssl=context) as secure, serving(Registry()) as plain, serving(directory) as asked:
+        directory.add(plain.port)
+        directory.add(secure.port, ssl=True)
+        endpoint = cogment.Endpoint(root_certificates=pem(ca.cert_pem))
+        assert versions_at(run, endpoint, directory_endpoint=cogment.Endpoint(asked.url))
+
+
+def test_the_registrys_token(run):
+    class Closed(Registry):
+        async def Version(self, message, request):  # noqa: N802
+            assert ("authentication-token", "secret") in request.custom_metadata
+            return common_pb2.VersionInfo()
+
+    with serving(Closed()) as running:
+        assert versions_at(run, cogment.Endpoint(running.url, token="secret")) == {}
+        with contextlib.suppress(cogment.Failed):
+            versions_at(run, cogment.Endpoint(running.url))
+            pytest.fail("there was no token")
