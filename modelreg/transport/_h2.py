@@ -61,6 +61,7 @@ _RemoteSettingsChanged = h2.events.RemoteSettingsChanged
 _PingAckReceived = h2.events.PingAckReceived
 
 MAX_CACHED_BLOCKS = 64
+MAX_CACHED_SIZE = 4096
 MAX_WINDOW = 2**31 - 1
 
 
@@ -170,7 +171,7 @@ class _Decoder(hpack.hpack.Decoder):  # type: ignore[misc]
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from None
         if changed:
             self._blocks.clear()
-        elif len(self._blocks) < MAX_CACHED_BLOCKS:
+        elif len(self._blocks) < MAX_CACHED_BLOCKS and size <= MAX_CACHED_SIZE:
             self._blocks[data] = fields
         return fields
 

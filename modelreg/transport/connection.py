@@ -318,6 +318,14 @@ class Connection:
         if self._is_dead(now):
             self._cancel()
             return
+        try:
+            self._check_peer(now)
+            self._check_streams(now)
+        except ConnectionFault as fault:
+            self._shared.logger.exception("a connection failed", exc_info=fault)
+            self._cancel()
+
+    def _check_peer(self, now: float) -> None:
         limits = self._shared.limits
         core = self.core
         if core.ping_pending:
@@ -330,12 +338,15 @@ class Connection:
             core.end_drain()
         elif not self.calls and now - self._busy > limits.idle_timeout:
             self.drain()
+
+    def _check_streams(self, now: float) -> None:
+        core = self.core
         for stream in list(core.streams.values()):
             if not stream.out_bytes:
                 continue
             if stream.stalled_since is None:
                 stream.stalled_since = now
-            elif now - stream.stalled_since > limits.stream_stall_timeout:
+            elif now - stream.stalled_since > self._shared.limits.stream_stall_timeout:
                 core.abort(stream, ErrorCode.CANCEL)
         self._start_calls()
 

@@ -153,6 +153,8 @@ class Server:
             await connection.run()
         except OSError:  # gone before it was looked at
             await trio.aclose_forcefully(stream)
+        except Exception as error:
+            self._logger.exception("a connection failed", exc_info=error)
         finally:
             self._slots.release()
             if connection is not None:

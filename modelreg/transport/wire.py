@@ -150,6 +150,8 @@ class SocketWire:
                         pieces[start : start + MAX_PIECES] if start or count > MAX_PIECES else pieces, (), flags
                     )
             except BlockingIOError:
+                if flags & _MSG_MORE:
+                    self._push()
                 await self._wait_writable()
                 continue
             self.bytes_out += sent
