@@ -28,7 +28,12 @@ async def main(directory: Path, chunk: int) -> None:
             readiness.start()
             server = purerpc.Server(port=0)
             services = build_services(
-                registry, readiness, reflection=False, max_data_chunk_bytes=settings.max_data_chunk_bytes, logger=logger
+                registry,
+                readiness,
+                reflection=False,
+                max_data_chunk_bytes=settings.max_data_chunk_bytes,
+                logger=logger,
+                tokens=lambda: None,
             )
             for service in services:
                 server.add_service(service)

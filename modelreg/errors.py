@@ -89,6 +89,12 @@ class ForeignArchive(StartupError):
     exit_code = 5
 
 
+class CredentialsUnusable(StartupError):
+    """The TLS certificate, its key, the clients' CA or the token file can't be used."""
+
+    exit_code = 8
+
+
 class AddressUnavailable(StartupError):
     """The port is in use, or the host isn't one of this machine's."""
 

@@ -2,7 +2,7 @@
 
 Up: log, archive (lock, sweep, read), registry, services, and last the port, so that whoever can connect is served. Down, on SIGTERM or
 SIGINT: health says NOT_SERVING, watches end, nothing new is accepted, running calls may finish for a while, number
-ceilings are written back, the lock goes. A second signal ends it at once.
+ceilings are written back, the lock goes. A second signal ends it at once. SIGHUP reads certificates and tokens again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import gc
 import resource
 import signal
 import socket
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import trio
 
+from modelreg.credentials import Credentials
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import Logger, open_log
 from modelreg.registry.registry import open_registry
@@ -24,6 +26,8 @@ from modelreg.services import STREAMED, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Server
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # How long calls that run when the server is told to stop may go on, in seconds.
 DRAIN_SECONDS = 10.0
@@ -34,23 +38,34 @@ FAILED_DRAIN_SECONDS = 1.0
 
 async def run(settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve until a signal says to stop. Raises what :func:`serve` raises; for the main thread only."""
+    settings.check_together()
     stop = trio.Event()
-    with open_log(settings) as logger, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with open_log(settings) as logger, trio.open_signal_receiver(*SIGNALS) as signals:
+        credentials = Credentials(settings, logger)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, stop, nursery.cancel_scope, logger)
-            await serve(settings, logger, stop=stop, task_status=task_status)
+            nursery.start_soon(_obey, signals, stop, credentials, nursery.cancel_scope, logger)
+            await serve(settings, logger, stop=stop, credentials=credentials, task_status=task_status)
             nursery.cancel_scope.cancel()
 
 
-async def _obey(signals: object, stop: trio.Event, scope: trio.CancelScope, logger: Logger) -> None:
-    async for number in signals:  # type: ignore[attr-defined]
+async def _obey(
+    signals: AsyncIterator[int],
+    stop: trio.Event,
+    credentials: Credentials,
+    scope: trio.CancelScope,
+    logger: Logger,
+) -> None:
+    async for number in signals:
         name = signal.Signals(number).name
-        if stop.is_set():
+        if number == signal.SIGHUP:
+            credentials.renew()
+        elif stop.is_set():
             logger.warning("stopping at once", signal=name)
             scope.cancel()
             return
-        logger.info("stopping", signal=name, seconds=DRAIN_SECONDS)
-        stop.set()
+        else:
+            logger.info("stopping", signal=name, seconds=DRAIN_SECONDS)
+            stop.set()
 
 
 async def serve(
@@ -58,21 +73,23 @@ async def serve(
     logger: Logger,
     *,
     stop: trio.Event,
+    credentials: Credentials | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until *stop* is set. Several may run in one process, each on its own directory.
 
-    *task_status* is told the port when calls can come.
+    *task_status* is told the port when calls can come; *credentials* are those of *settings*, where somebody else renews them.
 
     Raises:
         StartupError: the archive directory or the address can't be used, or the archive failed meanwhile; see its kinds.
     """
+    credentials = credentials or Credentials(settings, logger)
     _allow_many_files()
     for caution in settings.cautions:
         logger.warning(caution)
     readiness = Readiness()
     async with (
-        open_archive(settings.archive_dir, logger) as archive,
+        open_archive(settings.archive_dir, logger, upload_buffer_bytes=settings.upload_buffer_bytes) as archive,
         open_registry(
             archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
         ) as registry,
@@ -84,18 +101,20 @@ async def serve(
             reflection=settings.grpc_reflection,
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
             logger=logger,
+            tokens=credentials.tokens,
         )
         transport = Server(services, streamed=STREAMED, logger=logger)
         listeners = await _listen(settings.host, settings.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
-            await nursery.start(transport.serve, listeners)
+            await nursery.start(transport.serve, [credentials.protected(listener) for listener in listeners])
             readiness.start()
             statistics = registry.statistics()
             logger.info(
                 "serving",
                 host=settings.host,
                 port=port,
+                tls=settings.tls_certificate is not None,
                 archive_dir=str(settings.archive_dir),
                 models=statistics.models,
                 versions=statistics.versions,

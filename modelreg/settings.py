@@ -278,6 +278,46 @@ class Settings:
         meaning="Largest chunk of version data sent. While it isn't set, messages also stay under 4 MiB, the most that gRPC "
         "clients accept by default; set, it is obeyed.",
     )
+    upload_buffer_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
+        metavar="BYTES",
+        default=256 * 1024 * 1024,
+        default_text="268435456",
+        convert=_number(16 * 1024 * 1024, _MAX_COUNT),
+        meaning="How much memory uploads share. One that finds none left waits, and its client with it.",
+    )
+    authentication_token_file: Path | None = _option(
+        env="COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
+        metavar="FILE",
+        default=None,
+        default_text="none",
+        convert=_optional_file,
+        meaning="File of the tokens that calls need, one a line after read-write or read-only. Without it, everybody may call.",
+    )
+    tls_certificate: Path | None = _option(
+        env="COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
+        metavar="FILE",
+        default=None,
+        default_text="none",
+        convert=_optional_file,
+        meaning="Certificate to serve TLS with, PEM, with those that lead to its CA. Read again on SIGHUP.",
+    )
+    tls_key: Path | None = _option(
+        env="COGMENT_MODEL_REGISTRY_TLS_KEY",
+        metavar="FILE",
+        default=None,
+        default_text="none",
+        convert=_optional_file,
+        meaning="Key of the TLS certificate, PEM, not encrypted.",
+    )
+    tls_client_ca: Path | None = _option(
+        env="COGMENT_MODEL_REGISTRY_TLS_CLIENT_CA",
+        metavar="FILE",
+        default=None,
+        default_text="none",
+        convert=_optional_file,
+        meaning="CA, PEM, from which clients need a certificate. Without it, none is asked for.",
+    )
     log_level: LogLevel = _option(
         env="COGMENT_LOG_LEVEL",
         metavar="LEVEL",
@@ -350,6 +390,13 @@ class Settings:
                 values[option.name] = option.read(environ[option.env], option.env)
         return cls(**values, given=frozenset(values))
 
+    def check_together(self) -> None:
+        """Raise InvalidOption where one option makes no sense without another."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise InvalidOption("--tls_certificate and --tls_key go together: give both, or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise InvalidOption("--tls_client_ca needs --tls_certificate and --tls_key")
+
     @property
     def max_data_chunk_bytes(self) -> int:
         """The most version data to put into one message, in bytes."""
@@ -362,7 +409,12 @@ class Settings:
     def cautions(self) -> tuple[str, ...]:
         """What a person should know before relying on these settings; to be logged as warnings at the start."""
         cautions = []
-        if not _is_loopback(self.host):
+        if self.authentication_token_file is not None:
+            if self.tls_certificate is None and not _is_loopback(self.host):
+                cautions.append(
+                    f"listening on {self.host}, beyond this machine, without TLS: tokens and models can be read on their way"
+                )
+        elif self.tls_client_ca is None and not _is_loopback(self.host):
             cautions.append(
                 f"listening on {self.host}, beyond this machine, without authentication: "
                 "whoever reaches the port can read, publish and delete models"

@@ -78,8 +78,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         run_protoc(out)
-        for old in API.glob("*_*.py*"):
-            old.unlink()
+        for pattern in ("*_pb2.py*", "*_grpc.py"):
+            for old in API.glob(pattern):
+                old.unlink()
         for source, stem in SOURCES.items():
             made = out / source.removesuffix(".proto")
             for suffix in ("_pb2.py", "_pb2.pyi", "_grpc.py"):

@@ -18,6 +18,11 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "cache_max_bytes": (("1", 1), ("68719476736", 64 << 30), ["0", "1GiB"]),
     "scrub_bytes_per_second": (("1", 1), ("10000000", 10_000_000), ["-1", "10MB"]),
     "sent_version_chunk_size": (("10000000", 10_000_000), ("1", 1), ["0", str(1 << 31), "5MB"]),
+    "upload_buffer_bytes": (("16777216", 16 << 20), ("1073741824", 1 << 30), ["1", "256MiB"]),
+    "authentication_token_file": (("./tokens", Path("tokens")), ("/a b", Path("/a b")), ["a\0b", "."]),
+    "tls_certificate": (("./server.pem", Path("server.pem")), ("/a b", Path("/a b")), ["a\0b", "."]),
+    "tls_key": (("./server.key", Path("server.key")), ("/a b", Path("/a b")), ["a\0b", "."]),
+    "tls_client_ca": (("./ca.pem", Path("ca.pem")), ("/a b", Path("/a b")), ["a\0b", "."]),
     "log_level": (("debug", "debug"), ("5", "trace"), ["6", "-1", "loud", ""]),
     "log_file": (("./path/cogment.log", Path("path/cogment.log")), ("x", Path("x")), ["a\0b", ".", "/"]),
     "log_format": (("json", "json"), ("JSON", "json"), ["xml", ""]),
@@ -53,6 +58,11 @@ VARIABLES = {
     "cache_max_bytes": "COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_BYTES",
     "scrub_bytes_per_second": "COGMENT_MODEL_REGISTRY_SCRUB_BYTES_PER_SECOND",
     "sent_version_chunk_size": "COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
+    "upload_buffer_bytes": "COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
+    "authentication_token_file": "COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
+    "tls_certificate": "COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
+    "tls_key": "COGMENT_MODEL_REGISTRY_TLS_KEY",
+    "tls_client_ca": "COGMENT_MODEL_REGISTRY_TLS_CLIENT_CA",
     "log_level": "COGMENT_LOG_LEVEL",
     "log_file": "COGMENT_LOG_FILE",
     "log_format": "COGMENT_LOG_FORMAT",
@@ -61,6 +71,30 @@ VARIABLES = {
     "directory_registration_host": "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_HOST",
     "directory_registration_properties": "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES",
 }
+
+
+def test_tls_options_go_together() -> None:
+    file = Path("file")
+    Settings().check_together()
+    Settings(tls_certificate=file, tls_key=file, tls_client_ca=file).check_together()
+    for incomplete in (
+        Settings(tls_certificate=file),
+        Settings(tls_key=file),
+        Settings(tls_client_ca=file),
+        Settings(tls_key=file, tls_client_ca=file),
+    ):
+        with pytest.raises(InvalidOption, match="--tls_certificate"):
+            incomplete.check_together()
+
+
+def test_cautions_follow_what_protects() -> None:
+    file = Path("file")
+    assert not Settings().cautions
+    assert "without authentication" in Settings(host="0.0.0.0").cautions[0]
+    assert "without TLS" in Settings(host="0.0.0.0", authentication_token_file=file).cautions[0]
+    assert not Settings(host="0.0.0.0", authentication_token_file=file, tls_certificate=file, tls_key=file).cautions
+    assert not Settings(host="0.0.0.0", tls_certificate=file, tls_key=file, tls_client_ca=file).cautions
+
 
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from purerpc.server import Service
 
 from modelreg.log import Logger
@@ -30,16 +32,17 @@ def build_services(
     reflection: bool,
     max_data_chunk_bytes: int,
     logger: Logger,
-    tokens: Tokens | None = None,
+    tokens: Callable[[], Tokens | None],
 ) -> list[Service]:
     """All that is served on one port.
 
-    The registry's own calls pass only while it's ready. Where there are tokens, they and reflection need one; health is open to all.
+    The registry's own calls pass only while it's ready. Where *tokens* gives some, they and reflection need one; health is open to all.
     """
 
     def authenticated(method: str, request: Request) -> None:
-        if tokens is not None:
-            tokens.check(request, writes=method in WRITING)
+        known = tokens()
+        if known is not None:
+            known.check(request, writes=method in WRITING)
 
     def ready(method: str, request: Request) -> None:
         authenticated(method, request)

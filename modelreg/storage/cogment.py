@@ -153,7 +153,7 @@ def _digest(text: str) -> bytes:
         digest = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         digest = b""
-    if len(digest) != 32:
+    if len(digest) != 32 or base64.b64encode(digest).decode() != text:
         msg = f"data_hash is {text!r}, not a SHA-256 in base64"
         raise BadEntry(msg)
     return digest

@@ -106,6 +106,13 @@ class ServerProgram:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def hang_up(self, event: str) -> None:
+        """SIGHUP, and wait until the log says *event*."""
+        with self._news:
+            del self.log[1:]
+        self.signal(signal.SIGHUP)
+        self.wait_for_log(event)
+
     def wait(self) -> int:
         """Wait until it has ended, and return its exit code. Nothing may have been said on standard error."""
         try:

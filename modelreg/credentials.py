@@ -1,0 +1,64 @@
+"""What proves who is who: the server's certificate, and the tokens that calls need. Renewed without a restart."""
+
+from __future__ import annotations
+
+import ssl
+
+import trio
+
+from modelreg.errors import CredentialsUnusable
+from modelreg.log import Logger
+from modelreg.services import Tokens
+from modelreg.services.authentication import TokensUnusable
+from modelreg.settings import Settings
+from modelreg.transport.tls import TlsListener, TlsUnusable, make_context
+
+
+class Credentials:
+    """The files that *settings* name, as they were when they were last read.
+
+    Raises:
+        CredentialsUnusable: one of them can't be used.
+    """
+
+    def __init__(self, settings: Settings, logger: Logger) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._listeners: list[TlsListener] = []
+        self._context, self._tokens = self._read()
+
+    def tokens(self) -> Tokens | None:
+        """The tokens that calls need; None where they need none."""
+        return self._tokens
+
+    def protected(self, listener: trio.SocketListener) -> trio.SocketListener | TlsListener:
+        """The listener with TLS, where there is a certificate."""
+        if self._context is None:
+            return listener
+        protected = TlsListener(listener, self._context)
+        self._listeners.append(protected)
+        return protected
+
+    def renew(self) -> None:
+        """Read the files again, for new connections and calls; what can't be used is logged, and leaves things as they were."""
+        try:
+            self._context, self._tokens = self._read()
+        except CredentialsUnusable as error:
+            self._logger.error("credentials could not be renewed, those from before stay", reason=str(error))
+            return
+        for listener in self._listeners:
+            assert self._context is not None
+            listener.context = self._context
+        self._logger.info("renewed credentials")
+
+    def _read(self) -> tuple[ssl.SSLContext | None, Tokens | None]:
+        settings = self._settings
+        context = tokens = None
+        try:
+            if settings.tls_certificate is not None and settings.tls_key is not None:
+                context = make_context(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+            if settings.authentication_token_file is not None:
+                tokens = Tokens.read(settings.authentication_token_file)
+        except (TlsUnusable, TokensUnusable) as error:
+            raise CredentialsUnusable(str(error)) from error
+        return context, tokens
