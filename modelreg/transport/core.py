@@ -18,13 +18,14 @@ from collections.abc import Callable
 
 from . import frames, replies
 from ._h2 import Engine, HeaderList, StreamHandle
+from .abuse import AbuseMeters
 from .buffers import Buffer, WindowPool
 from .faults import ConnectionFault, ErrorCode, StreamFault
 from .files import FileMessage
-from .limits import Limits, Meter
+from .limits import Limits
 from .messages import PREFIX
 from .outbound import Outbound
-from .requests import Refusal, Request, parse
+from .requests import NO_REQUEST, Refusal, Request, parse
 from .streams import FilePiece, Stream
 
 CONNECTION_WINDOW = 2**31 - 1
@@ -74,15 +75,7 @@ class Core:
         self._buffer: Buffer | None = None
         self._recv_window = 65535
         self._data_stream: Stream | None = None
-        self._meters = {
-            frames.PING: Meter(500, 50),
-            frames.SETTINGS: Meter(200, 20),
-            frames.PRIORITY: Meter(1000, 100),
-            frames.RST_STREAM: Meter(1500, 150),
-            frames.WINDOW_UPDATE: Meter(5000, 1000),
-            frames.DATA: Meter(1000, 100),  # empty ones, and ones for streams that are closed
-        }
-        self._other_meter = Meter(1000, 100)
+        self._meters = AbuseMeters()
         self.outbound.control(self.engine.pending())
         self._top_up(CONNECTION_WINDOW - self._recv_window)
 
@@ -383,13 +376,8 @@ class Core:
 
     def _count(self, kind: int) -> None:
         if kind in (frames.WINDOW_UPDATE, frames.PING):
-            # What we send has to be answered by windows, for the stream and for the connection. Clients that measure the
-            # bandwidth (grpc-go) send a PING for each round trip, too.
-            sent = self.outbound.take_frame_count()
-            self._meters[frames.WINDOW_UPDATE].give(3 * sent)
-            self._meters[frames.PING].give(sent)
-        if not self._meters.get(kind, self._other_meter).take(self._now):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames of type {kind}")
+            self._meters.data_sent(self.outbound.take_frame_count())
+        self._meters.count(kind, self._now)
 
     def _expect_known(self, stream_id: int) -> None:
         """A stream that was never opened cannot be spoken of (RFC 9113, section 5.1, "idle")."""
@@ -410,7 +398,7 @@ class Core:
             engine.reset_sent(stream.handle)
             frame += frames.rst_stream(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
-        self._meters[frames.RST_STREAM].give(1)
+        self._meters.call_finished()
         return frame
 
     def _lose(self, stream: Stream, code: int) -> None:
@@ -429,18 +417,3 @@ class Core:
             stream.extra_window = 0
         stream.wake_reader()
         stream.wake_sender()
-
-
-NO_REQUEST = Request(
-    service_name="",
-    method_name="",
-    path="",
-    authority=None,
-    custom_metadata=(),
-    timeout=None,
-    user_agent=None,
-    peer="",
-    message_encoding=None,
-    content_length=None,
-)
-"""For streams that are refused before they are calls."""

@@ -47,6 +47,21 @@ class Request:
     content_length: int | None
 
 
+NO_REQUEST = Request(
+    service_name="",
+    method_name="",
+    path="",
+    authority=None,
+    custom_metadata=(),
+    timeout=None,
+    user_agent=None,
+    peer="",
+    message_encoding=None,
+    content_length=None,
+)
+"""For streams that are refused before they are calls."""
+
+
 class Refusal(Exception):
     """The call gets this reply, and no handler."""
 
