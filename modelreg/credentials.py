@@ -44,7 +44,7 @@ class Credentials:
         try:
             self._context, self._tokens = self._read()
         except CredentialsUnusable as error:
-            self._logger.error("credentials could not be renewed, those from before stay", reason=str(error))
+            self._logger.error("credentials could not be renewed, those from before stay", reason=str(error))  # noqa: TRY400  # no bug: the reason says it all
             return
         for listener in self._listeners:
             assert self._context is not None

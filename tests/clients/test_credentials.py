@@ -192,7 +192,7 @@ def code_of(call: Any, message: Any, *metadata: tuple[str, str]) -> Any:
     try:
         call(message, metadata=metadata)
     except grpc.RpcError as error:
-        return error.code()  # type: ignore[attr-defined]
+        return error.code()
     return Code.OK
 
 
