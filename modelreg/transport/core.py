@@ -186,7 +186,7 @@ class Core:
         else:
             self._count(kind)
             if raw:
-                self.engine.receive(raw)
+                self.engine.receive(frames.known_settings(raw) if kind == frames.SETTINGS else raw)
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         self._count(frames.WINDOW_UPDATE)

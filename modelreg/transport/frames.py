@@ -68,6 +68,22 @@ def ping(payload: bytes) -> bytes:
     return _pack_head(0, 8, PING, 0, 0) + payload
 
 
+def known_settings(raw: bytes) -> bytes:
+    """A SETTINGS frame without the settings that RFC 9113 does not know, which are to be ignored (section 6.5.2).
+
+    h2 would keep every one of the 65,536 there may be.
+    """
+    payload = raw[HEADER_SIZE:]
+    known = b"".join(
+        payload[place : place + 6]
+        for place in range(0, len(payload), 6)
+        if payload[place] == 0 and 1 <= payload[place + 1] <= 6
+    )
+    if len(known) == len(payload):
+        return raw
+    return frame_header(len(known), SETTINGS, raw[4], int.from_bytes(raw[5:9], "big")) + known
+
+
 class Sink(Protocol):
     """Who is told of frames. Any method may raise `ConnectionFault`."""
 

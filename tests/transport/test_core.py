@@ -388,6 +388,16 @@ def test_the_table_size_is_acknowledged_with_the_first_block() -> None:
     assert [encoded[:1] for encoded in blocks] == [b"\x20", b"\x88"]
 
 
+def test_unknown_settings_are_not_kept() -> None:
+    core = make()
+    for number in range(7, 5000):
+        feed(core, settings({number: 1, 4: 1000 + number, 0: 7}), now=float(number))
+        assert written(core)[-1] == (frames.SETTINGS, frames.ACK, 0, b"")
+    assert len(core.engine._h2.remote_settings) < 10
+    (stream,) = feed(core, OPEN, now=5000.0)
+    assert stream.handle.outbound_flow_control_window == 5999
+
+
 def test_streams_take_turns() -> None:
     core = make(start=PREFACE + settings({4: 1 << 24}))
     streams = feed(core, window_update(0, 1 << 28), *(headers(n, block(request_fields("/a/b"))) for n in (1, 3, 5)))

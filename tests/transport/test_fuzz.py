@@ -19,7 +19,9 @@ METHODS = ["Echo", "Watch", "Count", "Sum", "Chat", "Upload", "Hold", "Refuse", 
 IDS = st.sampled_from([1, 3, 5])
 BODY = st.sampled_from([message(b""), message(b"\x0a\x041 10"), message(b"!"), message(b"\x0a\x08100 3000"), b"\0\0"])
 STEP = st.one_of(
-    st.builds(lambda stream_id, method: headers(stream_id, block(request_fields(path(method)))), IDS, st.sampled_from(METHODS)),
+    st.builds(
+        lambda stream_id, method: headers(stream_id, block(request_fields(path(method)))), IDS, st.sampled_from(METHODS)
+    ),
     st.builds(data, IDS, BODY, end_stream=st.booleans()),
     st.builds(frames.rst_stream, IDS, st.just(8)),
     st.builds(frames.window_update, IDS | st.just(0), st.integers(0, 100_000)),
