@@ -98,8 +98,9 @@ class _Temporary:
 
     def remove(self) -> None:
         if self._open:
-            os.close(self.fd)
-        durable.unlink_if_there(self.path)
+            with contextlib.suppress(OSError):  # nobody wants what's in it
+                os.close(self.fd)
+        durable.discard(self.path)
 
 
 class Archive:
@@ -142,7 +143,8 @@ class Archive:
         directory = self._layout.model(model_id)
         going = durable.temporary_path(self._layout.tmp)
         durable.move_away(directory, going)
-        shutil.rmtree(going, ignore_errors=True)  # what is left goes at the next boot
+        with contextlib.suppress(OSError):  # it doesn't ignore all errors; what is left goes at the next boot
+            shutil.rmtree(going, ignore_errors=True)
 
     # Versions.
 

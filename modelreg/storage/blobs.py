@@ -161,7 +161,7 @@ class BlobStore:
                     pass  # it isn't the same file that another upload is about, which may only have changed its links
                 return
             durable.sync_directory(final.parent)
-            temporary.unlink()
+            durable.discard(temporary)
             return
         self.trust(digest, Fingerprint.of(final.stat()))
 
@@ -190,7 +190,7 @@ class BlobStore:
         try:
             self.install(temporary, digest, len(content))
         except OSError:
-            durable.unlink_if_there(temporary)
+            durable.discard(temporary)
             raise
 
     def _damage(self, digest: bytes, size: int) -> Damaged | None:

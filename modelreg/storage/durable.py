@@ -118,8 +118,7 @@ def publish(temporary: Path, final: Path) -> None:
     """
     with _changing(final.parent):
         os.link(temporary, final)
-    with contextlib.suppress(OSError):  # the file is safe; a second name of it in tmp/ goes at the next boot
-        temporary.unlink()
+    discard(temporary)
 
 
 def replace(temporary: Path, final: Path) -> None:
@@ -168,9 +167,15 @@ def write_sealed(directory: Path, data: bytes | bytearray, mode: int) -> Path:
             raise
         seal(fd, mode)
     except OSError:
-        path.unlink()
+        discard(path)
         raise
     return path
+
+
+def discard(temporary: Path) -> None:
+    """Remove a temporary file, if it can be; one that can't goes at the next boot, and fails nobody's work."""
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def unlink_if_there(path: Path) -> None:

@@ -206,5 +206,5 @@ def _write(
     try:
         give_name(temporary, path)
     except OSError:
-        durable.unlink_if_there(temporary)
+        durable.discard(temporary)
         raise

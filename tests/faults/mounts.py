@@ -29,8 +29,8 @@ class Disk:
     def mount(self) -> None:
         run("mount", "-o", "loop,errors=continue", self._image, self.directory)
 
-    def unmount(self) -> None:
-        run("umount", self.directory)
+    def unmount(self, *how: str) -> None:
+        run("umount", *how, self.directory)
 
     def sync(self) -> None:
         """Bring all of it to the disk."""
@@ -73,7 +73,7 @@ def open_disk(directory: Path, size: int) -> Iterator[Disk]:
     try:
         yield result
     finally:
-        result.unmount()
+        result.unmount("--lazy")  # whatever a failed test has left open
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def small_memory(directory: Path, size: int) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        run("umount", directory)
+        run("umount", "--lazy", directory)
 
 
 def run(*command: str | Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import attrs
 import grpc
+import pytest
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.storage.layout import Layout
@@ -128,6 +129,14 @@ MODELS = [
     Scenario(name="update", prepare=_two_models, act=lambda calls: calls.create("m", stage="new")),
     Scenario(name="delete", prepare=_with_large, act=delete),
 ]
+
+
+def quick_are(names: set[str]) -> list[Any]:
+    """All scenarios as a test's parameters, of which only these are in the short form."""
+    return [
+        pytest.param(each, id=each.name, marks=() if each.name in names else pytest.mark.slow)
+        for each in (*STORES, *MODELS)
+    ]
 
 
 def observe(calls: Calls) -> State:

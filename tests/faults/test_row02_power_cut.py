@@ -16,17 +16,14 @@ from tests.faults.crash import CUT_POWER, Launcher, Server
 from tests.faults.mess import fill, make_a_mess
 from tests.faults.mounts import Disk, open_disk
 from tests.faults.scenarios import (
-    MODELS,
-    STORES,
     Crash,
     Scenario,
     crash_at_every_call,
     crash_boot_at_every_call,
     prepare,
+    quick_are,
     show,
 )
-
-QUICK = {"small", "content_that_heals", "transient", "create", "delete"}
 
 
 @attrs.frozen(kw_only=True)
@@ -59,13 +56,7 @@ def ext4(_ext4: Disk) -> Iterator[Disk]:
         shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        pytest.param(each, marks=() if each.name in QUICK else pytest.mark.slow, id=each.name)
-        for each in (*STORES, *MODELS)
-    ],
-)
+@pytest.mark.parametrize("scenario", quick_are({"small", "content_that_heals", "transient", "create", "delete"}))
 def test_while_it_writes(launcher: Launcher, ext4: Disk, scenario: Scenario) -> None:
     seen = crash_at_every_call(launcher, ext4.directory, scenario, PowerCut(disk=ext4))
     show(seen)
