@@ -309,6 +309,20 @@ async def test_replies_that_nobody_reads_hold_up_their_own_calls() -> None:
         assert serve.state.pulled < 300
 
 
+async def test_small_replies_that_nobody_reads_stop_the_requests(dial: Dial) -> None:
+    async with serving(Limits(stall_timeout=1.5)) as serve, canary(serve):
+        client = await dial(serve)
+        await client.send(HELLO + frames.window_update(0, 2**30), settings({4: 2**31 - 1}))
+        memory = psutil.Process().memory_info().rss
+        body = message(value(bytes(15_000)))
+        with trio.fail_after(20):
+            with pytest.raises(trio.BrokenResourceError):  # the server stops reading, and after a while it hangs up
+                for stream_id in range(1, 40_001, 2):
+                    await client.send(headers(stream_id, ECHO), data(stream_id, body, end_stream=True))
+        assert psutil.Process().memory_info().rss - memory < 32 << 20
+        assert serve.server.statistics().streams_total < 5000
+
+
 async def test_silent_connections_up_to_the_cap() -> None:
     """Row 24."""
     async with serving(Limits(max_connections=50, handshake_timeout=1)) as serve:
