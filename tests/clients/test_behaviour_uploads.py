@@ -262,14 +262,12 @@ def begin_upload(server: ServerProgram, calls: Calls, request: OpenRequest, mode
 
 @pytest.mark.parametrize("how", ["cancelled", "connection closed", "deadline over"])
 def test_upload_whose_client_is_gone_or_whose_deadline_is_over_leaves_nothing_behind(
-    start_server: StartServer, how: str
+    shared_server: ServerProgram, calls: Calls, model: str, how: str
 ) -> None:
-    server = start_server()
-    with connected(server.address) as calls, OpenRequest() as request, open_channel(server.address) as channel:
-        calls.create("m")
-        before = files(server)
+    before, status = files(shared_server), calls.status("versions", "stored_bytes")
+    with OpenRequest() as request, open_channel(shared_server.address) as channel:
         doomed = Calls(channel).CreateVersion.future(request, timeout=2 if how == "deadline over" else 30)
-        begin_upload(server, calls, request, "m")
+        begin_upload(shared_server, calls, request, model)
         if how == "cancelled":
             doomed.cancel()
         elif how == "connection closed":
@@ -277,11 +275,11 @@ def test_upload_whose_client_is_gone_or_whose_deadline_is_over_leaves_nothing_be
         else:
             with fails(Code.DEADLINE_EXCEEDED):
                 doomed.result()
-        calls.wait_until(lambda: temporary_files(server) == [])
-        assert files(server) == before
-        assert calls.numbers("m") == []
-        assert calls.status("versions", "stored_bytes") == {"versions": "0", "stored_bytes": "0"}
-        assert calls.store("m", b"a" * 2 * MIB).version_number == 1
+        calls.wait_until(lambda: temporary_files(shared_server) == [])
+    assert files(shared_server) == before
+    assert calls.numbers(model) == []
+    assert calls.status(*status) == status
+    assert calls.store(model, how.encode() * MIB).version_number == 1
 
 
 def test_transient_upload_whose_client_is_gone_gives_its_memory_back(start_server: StartServer) -> None:

@@ -282,7 +282,7 @@ DAMAGES: list[Callable[[Path], object]] = [flip_a_bit, cut_short, make_longer, P
 
 
 @pytest.mark.parametrize("when", ["while it runs", "while it is stopped"])
-def test_data_damaged_at_rest_is_data_loss_and_logged_and_healed_by_storing_it_again(
+def test_data_damaged_at_rest_is_data_loss_logged_and_counted_and_healed_by_storing_it_again(
     start_server: StartServer, when: str
 ) -> None:
     server = start_server()
@@ -307,6 +307,7 @@ def test_data_damaged_at_rest_is_data_loss_and_logged_and_healed_by_storing_it_a
     with connected(server.address) as calls:
         for model_id, (_, data) in contents.items():
             assert_lost(calls, model_id, len(data))
+            assert int(calls.status("damaged")["damaged"]) > 0
             logged = [line["sha256"] for line in server.log if line["event"] == "a blob is damaged"]
             assert hashlib.sha256(data).hexdigest() in logged
             assert calls.data(model_id, 2) == b"sound"
