@@ -11,17 +11,25 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import modelreg
 from modelreg import log
-from modelreg.cli import outcome
+from modelreg.cli import command, outcome
+from modelreg.client import RegistryError
 from modelreg.errors import StartupError
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
 from tests.cli.test_program import ROOT, serving
 
 README = (ROOT / "README.md").read_text()
+
+COMMANDS = command.modelreg.commands
+CONTEXT = click.Context(command.modelreg)
+
+# What newer releases of click have for a default that isn't given.
+UNSET = getattr(click.core, "UNSET", None)
 
 
 def blocks(language: str) -> list[str]:
@@ -41,6 +49,37 @@ def options_table() -> str:
     return table(("Flag", "Variable", "Default", "Meaning"), *(row(option) for option in OPTIONS))
 
 
+def flags_of(command: click.Command) -> list[click.Option]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+def common_flags() -> list[click.Option]:
+    """The flags that every command has which talks to a registry."""
+    return [flag for flag in flags_of(COMMANDS["models"]) if flag.name != "output"]
+
+
+def commands_table() -> str:
+    common = {flag.opts[0] for flag in common_flags()}
+
+    def row(name: str) -> tuple[str, ...]:
+        command = COMMANDS[name]
+        arguments = [part.make_metavar(CONTEXT) for part in command.params if isinstance(part, click.Argument)]
+        own = [flag.opts[0] for flag in flags_of(command) if flag.opts[0] not in common | {"--format"}]
+        meaning = command.get_short_help_str(limit=1000)
+        return f"`{' '.join([name, *arguments])}`", meaning, ", ".join(f"`{flag}`" for flag in own)
+
+    return table(("Command", "Meaning", "Flags"), *(row(name) for name in COMMANDS if name != "serve"))
+
+
+def common_flags_table() -> str:
+    def row(flag: click.Option) -> tuple[str, ...]:
+        default = "none" if flag.default is None or flag.default == UNSET else f"{flag.default}".removesuffix(".0")
+        variable = "" if flag.envvar is None else f"`{flag.envvar}`"
+        return f"`{flag.opts[0]}`", variable, default, (flag.help or "").partition("  [")[0]
+
+    return table(("Flag", "Variable", "Default", "Meaning"), *map(row, common_flags()))
+
+
 def exit_codes() -> dict[int, str]:
     def kinds(of: type[StartupError]) -> Iterator[type[StartupError]]:
         for kind in of.__subclasses__():
@@ -48,11 +87,17 @@ def exit_codes() -> dict[int, str]:
             yield from kinds(kind)
 
     meanings = {
-        outcome.OK: "Stopped by a signal.",
+        outcome.OK: "Done; a server was stopped by a signal.",
+        outcome.INCOMPLETE: "Done, and it found damage, left out entries, or a command that it ran failed.",
         outcome.USAGE: "An option doesn't exist, or has a value that isn't allowed.",
         outcome.SOFTWARE: "A bug. `--log_level=debug` shows where.",
-        outcome.INTERRUPTED: "Interrupted before it served.",
+        outcome.INTERRUPTED: "Interrupted; a server, before it served.",
+        outcome.DEAF: "What read the output has gone.",
     }
+    further = [(ending.exit_code, ending.meaning) for ending in outcome.CLIENT_ENDINGS.values()]
+    for code, meaning in (*further, (outcome.FileTrouble.exit_code, inspect.getdoc(outcome.FileTrouble) or "")):
+        assert code not in meanings
+        meanings[code] = meaning
     for kind in kinds(StartupError):
         assert kind.exit_code not in meanings, f"the exit code of {kind.__name__} has a meaning already"
         meanings[kind.exit_code] = " ".join((kind.__doc__ or "").split())
@@ -64,9 +109,27 @@ def test_the_options_table() -> None:
 
 
 def test_nothing_else_is_called_an_option() -> None:
-    flags = {flag for option in OPTIONS for flag in option.flags}
+    flags = {flag for command in COMMANDS.values() for option in flags_of(command) for flag in option.opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", README)) <= flags
-    assert set(re.findall(r"COGMENT_[A-Z_]+", README)) == {option.env for option in OPTIONS}
+    variables = {option.env for option in OPTIONS} | {str(flag.envvar) for flag in common_flags() if flag.envvar}
+    assert set(re.findall(r"COGMENT_[A-Z_]+", README)) == variables | {"COGMENT_MODEL_REGISTRY_TOKEN"}
+
+
+def test_the_tables_of_commands_and_their_flags() -> None:
+    assert commands_table() in README, f"the table should be\n\n{commands_table()}"
+    assert common_flags_table() in README, f"the table should be\n\n{common_flags_table()}"
+
+
+def test_every_command_that_talks_to_a_registry_has_the_same_flags() -> None:
+    local = {"serve", "import-archive", "verify", "gc", "completion"}
+    for name in set(COMMANDS) - local:
+        assert {flag.opts[0] for flag in common_flags()} <= {flag.opts[0] for flag in flags_of(COMMANDS[name])}, name
+    for name in set(COMMANDS) - {"serve", "completion"}:
+        assert "--format" in {flag.opts[0] for flag in flags_of(COMMANDS[name])}, name
+
+
+def test_every_error_of_the_client_has_an_exit_code() -> None:
+    assert set(outcome.CLIENT_ENDINGS) == {kind.__name__ for kind in RegistryError.__subclasses__()}
 
 
 def test_the_exit_codes() -> None:
@@ -92,8 +155,8 @@ def transcripts() -> Iterator[tuple[str, str]]:
     """Each command of the README's transcripts, and what it prints."""
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, method, output = re.split(r"(cogmentAPI\.ModelRegistrySP/\w+)\n", part, maxsplit=1)
-            yield command + method, output
+            line, method, output = re.split(r"(cogmentAPI\.ModelRegistrySP/\w+)\n", part, maxsplit=1)
+            yield line + method, output
 
 
 def comparable(output: str) -> object:
@@ -104,16 +167,16 @@ def comparable(output: str) -> object:
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl isn't installed")
 def test_the_transcripts(tmp_path: Path) -> None:
     with serving(tmp_path, "--grpc_reflection") as program:
-        for command, expected in transcripts():
+        for line, expected in transcripts():
             ended = subprocess.run(
-                ["bash", "-c", command.replace("localhost:9002", f"localhost:{program.port}")],
+                ["bash", "-c", line.replace("localhost:9002", f"localhost:{program.port}")],
                 capture_output=True,
                 text=True,
                 timeout=60,
                 check=False,
             )
-            assert (ended.returncode, ended.stderr) == (0, ""), command
-            assert comparable(ended.stdout) == comparable(expected), command
+            assert (ended.returncode, ended.stderr) == (0, ""), line
+            assert comparable(ended.stdout) == comparable(expected), line
     assert len(list(transcripts())) == 10
 
 

@@ -10,10 +10,15 @@ import click
 import trio
 
 from modelreg import __version__
+from modelreg.cli.completion import completion_command
 from modelreg.cli.gc import gc_command
 from modelreg.cli.import_archive import import_command
+from modelreg.cli.models import models_command, rm_command, set_command, show_command, versions_command
 from modelreg.cli.outcome import Invocation, Run, reported
+from modelreg.cli.status import status_command
+from modelreg.cli.transfers import pull_command, push_command
 from modelreg.cli.verify import verify_command
+from modelreg.cli.watch import watch_command
 from modelreg.settings import OPTIONS, Option, Settings
 
 
@@ -28,11 +33,18 @@ def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
     return outcome.exit_code
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """The commands, in the order in which they were added: what belongs together stays together."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def modelreg(context: click.Context) -> None:
-    """Serve AI models to those who train and use them."""
+    """Serve AI models to those who train and use them: publish, fetch and follow their versions."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -80,6 +92,19 @@ modelreg.add_command(
         help="Start the registry. Each option can also be given as the environment variable named below it.",
     )
 )
-modelreg.add_command(verify_command)
-modelreg.add_command(gc_command)
-modelreg.add_command(import_command)
+for _command in (
+    models_command,
+    versions_command,
+    show_command,
+    push_command,
+    pull_command,
+    watch_command,
+    set_command,
+    rm_command,
+    status_command,
+    import_command,
+    verify_command,
+    gc_command,
+    completion_command,
+):
+    modelreg.add_command(_command)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Literal
 
 import attrs
 import click
 
+from modelreg.cli.output import Format, format_option
 from modelreg.settings import Settings
-
-Format = Literal["table", "json"]
 
 
 @click.command("gc")
 @click.option("--archive_dir", "--archive-dir", help="The directory to look at, as for serve.")
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
-@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", help="How to report.")
+@format_option
 def gc_command(archive_dir: str | None, yes: bool, output: Format) -> None:
     """List what nothing refers to: data of deleted models, and files of uploads that a crash cut short.
 

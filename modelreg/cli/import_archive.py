@@ -7,29 +7,23 @@ import os
 from collections import Counter
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 import trio
 
-from modelreg.cli.outcome import Invocation
+from modelreg.cli.outcome import INCOMPLETE, Invocation
+from modelreg.cli.output import Format, format_option
 from modelreg.settings import Settings
 
 if TYPE_CHECKING:
     from modelreg.registry.importing import Entry, Outcome
 
-# Something could not be imported.
-INCOMPLETE = 1
-
-Format = Literal["text", "json"]
-
 
 @click.command("import-archive")
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--archive_dir", "--archive-dir", help="The directory to import into, as for serve.")
-@click.option(
-    "--format", "output", type=click.Choice(["text", "json"]), default="text", help="How to report; an object a line."
-)
+@format_option
 @click.pass_obj
 def import_command(invocation: Invocation, source: Path, archive_dir: str | None, output: Format) -> None:
     """Import SOURCE, an archive directory of the Cogment Model Registry.

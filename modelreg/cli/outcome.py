@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,9 +20,64 @@ if sys.version_info < (3, 11):
 Run = Callable[[Settings], Awaitable[None]]
 
 OK = 0
+INCOMPLETE = 1  # it was done, and something is wrong
 USAGE = 2  # as click and shells have it
 SOFTWARE = 70  # EX_SOFTWARE of sysexits.h: a bug
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+DEAF = 141  # 128 + SIGPIPE
+
+
+class FileTrouble(Exception):
+    """A file on this machine can't be read or written, or is there already."""
+
+    exit_code = 29
+
+    def __init__(self, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):
+            reason = f"{reason}: --force replaces it"
+        super().__init__(reason if error.filename is None else f"{click.format_filename(error.filename)}: {reason}")
+
+
+@attrs.frozen
+class Ending:
+    """How a command ends for which the client raised one of its errors."""
+
+    exit_code: int
+    meaning: str
+    advice: str = ""
+
+
+# By the names of the client's errors (those that keep a server from starting have the numbers below), as importing them takes longer than most commands run.
+CLIENT_ENDINGS = {
+    "NotFound": Ending(
+        20,
+        "The model or version isn't there.",
+        "'modelreg models' and 'modelreg versions MODEL' list what there is",
+    ),
+    "Refused": Ending(21, "The registry says that what it was asked can't be right."),
+    "Denied": Ending(
+        22,
+        "The registry wants a token or a certificate, or this one may not do it; or its own isn't trusted.",
+        "see --token-file, and --root-certificates where it's about certificates",
+    ),
+    "Exhausted": Ending(
+        23, "The registry has no room.", "delete models there with 'modelreg rm', or give it more room"
+    ),
+    "Unavailable": Ending(
+        24,
+        "Nobody answers at the endpoint.",
+        "start one there with 'modelreg serve', or say with --endpoint where it is",
+    ),
+    "OutcomeUnknown": Ending(
+        25,
+        "The connection was lost when it may have been done.",
+        "see with 'modelreg versions' whether it was",
+    ),
+    "DeadlineExceeded": Ending(26, "It took longer than --timeout allows.", "try again with a longer --timeout"),
+    "Damaged": Ending(27, "The data that came isn't what was stored, by its hash.", "push it again from the original"),
+    "Failed": Ending(28, "The registry has a fault.", "its log says more"),
+}
 
 
 @attrs.define
@@ -45,6 +101,10 @@ def reported() -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
+        sys.stdout.flush()
+    except BrokenPipeError:
+        outcome.exit_code = DEAF  # as for other programs, that's for who closed it to know
+        _let_go_of_stdout()
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 (the program ends here)
         line, outcome.exit_code = _explain(error)
         if outcome.exit_code == SOFTWARE:
@@ -71,6 +131,11 @@ def _explain_one(error: BaseException) -> tuple[str, int]:
         return error.format_message(), error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "interrupted", INTERRUPTED
+    if isinstance(error, FileTrouble):
+        return str(error), error.exit_code
+    ending = CLIENT_ENDINGS.get(type(error).__name__) if type(error).__module__ == "modelreg.client.errors" else None
+    if ending is not None:
+        return " ".join(str(error).split()) + (f": {ending.advice}" if ending.advice else ""), ending.exit_code
     what = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}" + (f": {what}" if what else ""), SOFTWARE
 
@@ -81,6 +146,14 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(member)
     else:
         yield error
+
+
+def _let_go_of_stdout() -> None:
+    """What is left in its buffer would be written, and fail again, when the interpreter ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass  # none of the process's own, or closed
 
 
 def _say(text: str) -> None:

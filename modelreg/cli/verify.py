@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 import click
 
-from modelreg.cli.outcome import Invocation
+from modelreg.cli.outcome import INCOMPLETE, Invocation
+from modelreg.cli.output import Format, format_option
 from modelreg.settings import Settings
 
 if TYPE_CHECKING:
     from modelreg.storage.verify import Damage, Report
-
-# There is damage.
-DAMAGED = 1
-
-Format = Literal["table", "json"]
 
 
 @click.command("verify")
@@ -28,7 +24,7 @@ Format = Literal["table", "json"]
     is_flag=True,
     help="Move what is damaged to the archive's quarantine directory; no server may be running on it.",
 )
-@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", help="How to report.")
+@format_option
 @click.pass_obj
 def verify_command(invocation: Invocation, archive_dir: str | None, repair: bool, output: Format) -> None:
     """Hash everything that is stored, and say what is damaged.
@@ -42,7 +38,7 @@ def verify_command(invocation: Invocation, archive_dir: str | None, repair: bool
     report = verify.verify(layout.Layout(settings.archive_dir), repair=repair)
     click.echo(json.dumps(attrs.asdict(report), indent=2) if output == "json" else _table(report))
     if report.damage:
-        invocation.outcome.exit_code = DAMAGED
+        invocation.outcome.exit_code = INCOMPLETE
 
 
 def _table(report: Report) -> str:

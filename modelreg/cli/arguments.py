@@ -1,0 +1,35 @@
+"""Arguments of their own kind: numbers of versions, and properties."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+LATEST = -1
+
+
+def version_number(text: str) -> int:
+    """``latest``, a number, or one counted from the newest: -1 is the newest, -2 the one before."""
+    if text == "latest":
+        return LATEST
+    if re.fullmatch(r"[-−]?[1-9][0-9]{0,9}", text):
+        return int(text.replace("−", "-"))
+    raise click.BadParameter(
+        f"{text!r} is no version: give latest, a number from 1 on, or one like -2 for the last but one"
+    )
+
+
+class Versioned(click.Command):
+    """A command with a version as an argument, which may begin with a minus: click takes that for the beginning of a flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f"−{arg[1:]}" if re.fullmatch("-[0-9]+", arg) else arg for arg in args])
+
+
+def property_pair(text: str) -> tuple[str, str]:
+    """``name=value``. The value may be empty, and hold more of these signs."""
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise click.BadParameter(f"{text!r} is no property: it should be like name=value")
+    return name, value

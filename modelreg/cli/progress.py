@@ -1,0 +1,69 @@
+"""A bar for transfers that take long, on standard error where that is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+# What is done sooner needs no bar. In seconds.
+APPEARS_AFTER = 0.5
+
+# Pieces are told of some thousand times a second, which nobody sees. In seconds.
+BETWEEN_UPDATES = 0.1
+
+Told = Callable[[int, int], object]
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Told | None]:
+    """What to call with the bytes done and all bytes, as often as one likes; None where nobody would see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # what pipes don't need
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar = _Bar(progress, escape(label))
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class _Bar:
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress = progress
+        self._label = label
+        self._begun = time.monotonic()
+        self._told = 0.0
+        self._task: TaskID | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._begun < APPEARS_AFTER or (now - self._told < BETWEEN_UPDATES and done < total):
+            return
+        self._told = now
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._label, total=total)
+        self._progress.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._progress.stop()

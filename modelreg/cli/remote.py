@@ -1,0 +1,234 @@
+"""What all commands that talk to a registry share: the flags that say where it is and who calls, and the connection."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+from click.shell_completion import CompletionItem
+
+from modelreg.cli.outcome import FileTrouble, Outcome
+from modelreg.cli.output import Output, as_format, format_option, time_text
+
+if TYPE_CHECKING:
+    from modelreg.client.blocking import ModelRegistry
+    from modelreg.client.infos import ModelInfo, ModelIterationInfo
+
+DEFAULT_ENDPOINT = "grpc://127.0.0.1:9002"
+
+# Long enough for a registry that restarts, short enough for a person who mistyped the port. In seconds.
+DEFAULT_PATIENCE = 3.0
+
+# How long the completion of a model's name may take, in seconds.
+COMPLETION_SECONDS = 1.0
+
+# What text shows of a version; JSON has all of it.
+VERSION_COLUMNS = ("version", "created", "size", "stored", "sha256", "properties")
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+CONNECTION: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--endpoint",
+        metavar="URL",
+        envvar="COGMENT_MODEL_REGISTRY_ENDPOINT",
+        default=DEFAULT_ENDPOINT,
+        show_default=True,
+        show_envvar=True,
+        help="Where the registry is. cogment://discover asks the Directory of COGMENT_DIRECTORY_ENDPOINT.",
+    ),
+    click.option(
+        "--token-file",
+        "--token_file",
+        metavar="FILE",
+        envvar="COGMENT_MODEL_REGISTRY_TOKEN_FILE",
+        type=_FILE,
+        show_envvar=True,
+        help="File with the token that the registry wants. COGMENT_MODEL_REGISTRY_TOKEN holds the token itself.",
+    ),
+    click.option(
+        "--root-certificates",
+        "--root_certificates",
+        metavar="FILE",
+        envvar="COGMENT_MODEL_REGISTRY_ROOT_CERTIFICATES",
+        type=_FILE,
+        show_envvar=True,
+        help="Use TLS, and trust who these vouch for; PEM.",
+    ),
+    click.option(
+        "--certificate-chain",
+        "--certificate_chain",
+        metavar="FILE",
+        envvar="COGMENT_MODEL_REGISTRY_CERTIFICATE_CHAIN",
+        type=_FILE,
+        show_envvar=True,
+        help="Certificate to show to a registry that asks for one; PEM.",
+    ),
+    click.option(
+        "--private-key",
+        "--private_key",
+        metavar="FILE",
+        envvar="COGMENT_MODEL_REGISTRY_PRIVATE_KEY",
+        type=_FILE,
+        show_envvar=True,
+        help="Key of that certificate; PEM.",
+    ),
+    click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Give up a call that takes longer.  [default: never]",
+    ),
+    click.option(
+        "--patience",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_PATIENCE,
+        show_default=True,
+        help="How long to try again where nobody answers.",
+    ),
+)
+
+
+@attrs.frozen
+class Session:
+    """What a command works with.
+
+    Attributes:
+        registry: connected when it's first called.
+        output: takes what there is to say.
+        outcome: of the command; its exit code.
+    """
+
+    registry: ModelRegistry
+    output: Output
+    outcome: Outcome
+
+
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the flags of a connection and ``--format``; it's called with a `Session` and its own parameters.
+
+    What stops it is raised as something that `modelreg.cli.outcome` explains.
+    """
+
+    @functools.wraps(command)
+    @click.pass_context
+    def connected(
+        context: click.Context,
+        /,
+        endpoint: str,
+        token_file: Path | None,
+        root_certificates: Path | None,
+        certificate_chain: Path | None,
+        private_key: Path | None,
+        timeout: float | None,
+        patience: float,
+        output: str,
+        **parameters: object,
+    ) -> None:
+        with _local_faults(), contextlib.ExitStack() as stack:
+            registry = stack.enter_context(
+                _open(
+                    endpoint,
+                    _token(token_file),
+                    [root_certificates, certificate_chain, private_key],
+                    timeout=timeout,
+                    patience=patience,
+                )
+            )
+            command(Session(registry, Output(as_format(output)), context.obj.outcome), **parameters)
+
+    decorated: Callable[..., None] = format_option(connected)
+    for option in reversed(CONNECTION):
+        decorated = option(decorated)
+    return decorated
+
+
+@contextlib.contextmanager
+def _open(
+    url: str, token: str | None, pem_files: Sequence[Path | None], *, timeout: float | None, patience: float
+) -> Iterator[ModelRegistry]:
+    from modelreg.client import blocking  # what --help doesn't need
+
+    root_certificates, certificate_chain, private_key = (
+        None if path is None else path.read_text(encoding="ascii", errors="replace") for path in pem_files
+    )
+    endpoint = blocking.Endpoint(
+        url,
+        token=token,
+        root_certificates=root_certificates,
+        certificate_chain=certificate_chain,
+        private_key=private_key,
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            context = stack.enter_context(blocking.Context("modelreg"))
+            registry = context.get_model_registry_v2(endpoint, timeout=timeout, patience=patience)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        yield registry
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get("COGMENT_MODEL_REGISTRY_TOKEN") or None
+    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not token:
+        raise click.UsageError(f"there is no token in {click.format_filename(path)}")
+    return token
+
+
+@contextlib.contextmanager
+def _local_faults() -> Iterator[None]:
+    """What goes wrong with files of this machine, and with values that only the client can judge."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FileTrouble(error) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def complete_model(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The models whose names begin so, as the registry has them; none where it doesn't answer at once."""
+    given = context.params
+    pem_files = [given.get(name) for name in ("root_certificates", "certificate_chain", "private_key")]
+    try:
+        token = _token(given.get("token_file"))
+        url = given.get("endpoint") or DEFAULT_ENDPOINT
+        with _open(url, token, pem_files, timeout=COMPLETION_SECONDS, patience=0) as registry:
+            names = [info.name for info in registry.list_models()]
+    except Exception:  # noqa: BLE001 (a shell that completes has no place for it)
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete) and name.isprintable()]
+
+
+model_argument = click.argument("model", shell_complete=complete_model)
+
+
+def model_document(info: ModelInfo) -> dict[str, object]:
+    """A model, for `Output`."""
+    return {"model": info.name, "properties": dict(sorted(info.properties.items()))}
+
+
+def version_document(info: ModelIterationInfo) -> dict[str, object]:
+    """A version, for `Output`. The hash is in hexadecimal, as sha256sum prints it."""
+    return {
+        "model": info.model_name,
+        "version": info.iteration,
+        "created": time_text(info.timestamp),
+        "timestamp": info.timestamp,
+        "size": info.size,
+        "stored": info.stored,
+        "sha256": b64decode(info.hash).hex(),
+        "properties": dict(sorted(info.properties.items())),
+    }

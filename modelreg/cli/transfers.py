@@ -1,0 +1,114 @@
+"""``modelreg push`` and ``pull``: versions from and to files and pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+from modelreg.cli.arguments import LATEST, Versioned, property_pair, version_number
+from modelreg.cli.progress import progress_bar
+from modelreg.cli.remote import VERSION_COLUMNS, Session, connecting, model_argument, version_document
+
+# "-" stands for standard input or output, as everywhere.
+PIPE = Path("-")
+
+_COPY_BYTES = 1024 * 1024
+
+
+@click.command("push")
+@connecting
+@model_argument
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path), default="-")
+@click.option("--transient", is_flag=True, help="Only in the registry's memory, for as long as there is room.")
+@click.option(
+    "--property",
+    "-p",
+    "pairs",
+    metavar="NAME=VALUE",
+    multiple=True,
+    type=property_pair,
+    help="A property of the version; may be given several times.",
+)
+def push_command(session: Session, model: str, file: Path, transient: bool, pairs: tuple[tuple[str, str], ...]) -> None:
+    """Publish FILE as the next version of MODEL, and store it.
+
+    Without FILE, or with -, it's what comes on standard input. A model that isn't there is created.
+    """
+    registry = session.registry
+    send = registry.publish_model if transient else registry.store_model
+    with _opened(file) as data, progress_bar(f"push {model}") as bar:
+        info = send(model, data, dict(pairs), progress=bar)
+    session.output.line(version_document(info), VERSION_COLUMNS)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
+    """What to send. A pipe is written to a file first: its size has to be known before it's sent."""
+    if path != PIPE and path.is_file():
+        yield path
+        return
+    if path == PIPE and sys.stdin.isatty():
+        raise click.UsageError("there is nothing to push: name a file, or send data to standard input")
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if path == PIPE else stack.enter_context(open(path, "rb"))
+        if source.seekable():
+            yield source
+            return
+        spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
+        shutil.copyfileobj(source, spooled, _COPY_BYTES)
+        spooled.seek(0)
+        yield spooled
+
+
+@click.command("pull", cls=Versioned)
+@connecting
+@model_argument
+@click.argument("version", type=version_number, default="latest")
+@click.option(
+    "--output",
+    "-o",
+    "file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    default="-",
+    help="Where to write it; standard output, unless told otherwise.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE where it's there already.")
+def pull_command(session: Session, model: str, version: int, file: Path, force: bool) -> None:
+    """Get the data of MODEL's latest version, or of another VERSION.
+
+    VERSION is 'latest', a number, or counted from the newest: -1 is the newest, -2 the one before. A file appears whole and verified, or not at
+    all; nor does anything reach standard output that isn't verified. What version it is comes on standard output, where the data doesn't.
+    """
+    if file != PIPE:
+        info = _download(session, model, version, file, overwrite=force)
+        session.output.line(info, VERSION_COLUMNS)
+        return
+    if sys.stdout.isatty():
+        raise click.UsageError("a model's data would garble the terminal: give --output FILE, or redirect it")
+    with tempfile.TemporaryDirectory(prefix="modelreg-") as folder:
+        path = Path(folder, "data")
+        _download(session, model, version, path, overwrite=True)
+        stdout = sys.stdout.buffer
+        with path.open("rb") as data:
+            path.unlink()
+            shutil.copyfileobj(data, stdout, _COPY_BYTES)
+        stdout.flush()
+
+
+def _download(session: Session, model: str, version: int, path: Path, *, overwrite: bool) -> dict[str, object]:
+    from modelreg.client.errors import NotFound  # what --help doesn't need
+
+    with progress_bar(f"pull {model}") as bar:
+        info = session.registry.download_model(model, path, version, overwrite=overwrite, progress=bar)
+    if info is None:
+        raise NotFound(f"model {model!r} has no version" + (f" {version}" if version != LATEST else ""))
+    return version_document(info)
