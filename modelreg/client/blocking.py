@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.from_thread
-from typing_extensions import Self
+from typing_extensions import Buffer, Self
 
 from modelreg.client import context as _context
 from modelreg.client import latest as _latest
@@ -239,7 +239,7 @@ class ModelRegistry:
     def download_model(
         self,
         name: str,
-        into: os.PathLike[str] | bytearray | memoryview,
+        into: os.PathLike[str] | Buffer,
         iteration: int = -1,
         *,
         overwrite: bool = True,

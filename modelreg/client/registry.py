@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, overload
 
 import anyio
-from typing_extensions import Self
+from typing_extensions import Buffer, Self
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
@@ -21,7 +21,7 @@ from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.latest import LatestModel, TrackedModel
 from modelreg.client.retry import Backoff
 from modelreg.client.rpc import Rpc, translated
-from modelreg.client.sources import BytesLike, Model, open_source
+from modelreg.client.sources import Model, open_source
 from modelreg.client.targets import BytesTarget, FileTarget, MemoryTarget, Target
 from modelreg.client.transport.channel import deadline
 from modelreg.client.updates import IterationUpdates
@@ -192,7 +192,7 @@ class ModelRegistry:
     async def download_model(
         self,
         name: str,
-        into: bytearray | memoryview,
+        into: Buffer,
         iteration: int = -1,
         *,
         progress: Progress | None = None,
@@ -202,7 +202,7 @@ class ModelRegistry:
     async def download_model(
         self,
         name: str,
-        into: os.PathLike[str] | BytesLike,
+        into: os.PathLike[str] | Buffer,
         iteration: int = -1,
         *,
         overwrite: bool = True,

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from typing import IO, Protocol, cast
 
 import anyio.to_thread
+from typing_extensions import Buffer
 
 PIECE_BYTES = 1024 * 1024
 """How much goes into one message: with its few bytes of framing a frame of the size that the server takes."""
@@ -28,8 +29,8 @@ READ_BYTES = 4 * 1024 * 1024
 INLINE_BYTES = 128 * 1024
 """Less than this is hashed on the spot: a thread costs more."""
 
-BytesLike = bytes | bytearray | memoryview
-Model = BytesLike | os.PathLike[str] | IO[bytes] | Iterable[BytesLike] | AsyncIterable[BytesLike]
+Model = Buffer | os.PathLike[str] | IO[bytes] | Iterable[Buffer] | AsyncIterable[Buffer]
+"""What can be sent. `Buffer` is whatever has one: bytes, bytearray, memoryview, array, mmap, a NumPy array."""
 
 
 class Source(Protocol):
@@ -55,8 +56,9 @@ def open_source(model: Model, size: int | None) -> Source:
     source: Source
     if isinstance(model, str):
         raise TypeError("a model can't be a text: for the name of a file, give a pathlib.Path")
-    if isinstance(model, (bytes, bytearray, memoryview)) or _has_buffer(model):
-        source = MemorySource(memoryview(cast(bytes, model)))
+    view = _view(model)
+    if view is not None:
+        source = MemorySource(view)
     elif isinstance(model, os.PathLike):
         return PathSource(model, size)
     elif hasattr(model, "read"):
@@ -74,13 +76,12 @@ def open_source(model: Model, size: int | None) -> Source:
     return source
 
 
-def _has_buffer(model: object) -> bool:
-    """Whether it's some other object with a buffer: a NumPy array, an mmap, an array.array."""
+def _view(model: object) -> memoryview | None:
+    """The memory of what has a buffer."""
     try:
-        memoryview(model)  # type: ignore[arg-type]
+        return memoryview(model)  # type: ignore[arg-type]
     except TypeError:
-        return False
-    return True
+        return None
 
 
 def _required(size: int | None) -> int:
@@ -180,7 +181,7 @@ class StreamSource:
 
     repeatable = False
 
-    def __init__(self, pieces: AsyncIterable[BytesLike], size: int) -> None:
+    def __init__(self, pieces: AsyncIterable[Buffer], size: int) -> None:
         self._pieces = pieces
         self.size = size
 
@@ -217,16 +218,17 @@ def _read(read: Callable[[int], bytes]) -> Iterator[bytes]:
         yield data
 
 
-async def _from_iterable(pieces: Iterable[BytesLike]) -> AsyncIterator[BytesLike]:
+async def _from_iterable(pieces: Iterable[Buffer]) -> AsyncIterator[memoryview]:
     """Take pieces from code that may block, in a worker thread; several small ones at once."""
     iterator = iter(pieces)
 
-    def some() -> list[BytesLike]:
-        found: list[BytesLike] = []
+    def some() -> list[memoryview]:
+        found: list[memoryview] = []
         size = 0
         for piece in iterator:
-            found.append(piece)
-            size += len(piece)
+            view = memoryview(piece).cast("B")
+            found.append(view)
+            size += len(view)
             if size >= PIECE_BYTES:
                 break
         return found

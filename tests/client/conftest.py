@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ T = TypeVar("T")
 # Far beyond what any test takes.
 SECONDS = 60
 
-Run = Callable[[Callable[[], Awaitable[T]]], T]
+Run = Callable[[Callable[[], Awaitable[Any]]], Any]
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -26,7 +26,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def run(backend: str) -> Callable[[Callable[[], Awaitable[T]]], T]:
+def run(backend: str) -> Run:
     """Runs a coroutine function on one of the event loops, and fails when it hangs."""
 
     def run(main: Callable[[], Awaitable[T]]) -> T:

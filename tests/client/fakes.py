@@ -72,6 +72,7 @@ def serving(*servicers: Any, limits: Limits | None = None, ssl: Any = None) -> I
     try:
         yield running
     finally:
+        assert running._stop is not None
         running.do(running._stop.set)
         thread.join()
 
@@ -89,7 +90,7 @@ class Directory(DirectorySPServicer):
         *,
         token: str = "",
         ssl: bool = False,
-        type: int = api.MODEL_REGISTRY_SERVICE,
+        kind: api.ServiceType = api.MODEL_REGISTRY_SERVICE,
         host: str = "127.0.0.1",
         **properties: str,
     ) -> int:
@@ -98,7 +99,7 @@ class Directory(DirectorySPServicer):
         data = api.FullServiceData(
             endpoint=api.ServiceEndpoint(protocol=protocol, host=host, port=port),
             service_id=number,
-            details=api.ServiceDetails(type=type, properties=properties),
+            details=api.ServiceDetails(type=kind, properties=properties),
         )
         self.services[number] = data, token
         return number

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 
 class Relay:
@@ -47,7 +48,7 @@ class Relay:
             thread.join()
         self._listener.close()
 
-    def _start(self, function, *args) -> None:
+    def _start(self, function: Any, *args: Any) -> None:
         thread = threading.Thread(target=function, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import modelreg.client as cogment
+from tests.client.conftest import Run
 
 
 @contextlib.asynccontextmanager
-async def registry_at(url, cache):
+async def registry_at(url: str, cache: cogment.Cache) -> AsyncIterator[Any]:
     async with cogment.Context("test") as context:
         yield await context.get_model_registry_v2(cogment.Endpoint(url), cache=cache)
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache(tmp_path: Path) -> Any:
     return cogment.Cache(tmp_path / "cache", max_bytes=1000)
 
 
-def files(cache):
+def files(cache: cogment.Cache) -> Any:
     return sorted(cache.directory.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def test_the_same_data_is_downloaded_once(run, url, name, cache, monkeypatch, tmp_path):
-    async def main():
+def test_the_same_data_is_downloaded_once(
+    run: Run, url: str, name: str, cache: cogment.Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
         async with registry_at(url, cache) as registry:
             await registry.store_model(name, b"data")
             await registry.store_model(f"{name} 2", b"data")
@@ -45,8 +51,10 @@ def test_the_same_data_is_downloaded_once(run, url, name, cache, monkeypatch, tm
     assert len(files(cache)) == 1
 
 
-def test_it_is_filled_by_files_and_buffers_too(run, url, name, cache, tmp_path):
-    async def main():
+def test_it_is_filled_by_files_and_buffers_too(
+    run: Run, url: str, name: str, cache: cogment.Cache, tmp_path: Path
+) -> None:
+    async def main() -> None:
         async with registry_at(url, cache) as registry:
             await registry.store_model(name, b"one")
             await registry.download_model(name, tmp_path / "file")
@@ -58,8 +66,10 @@ def test_it_is_filled_by_files_and_buffers_too(run, url, name, cache, tmp_path):
     run(main)
 
 
-def test_damaged_data_is_dropped(run, url, name, cache, caplog):
-    async def main():
+def test_damaged_data_is_dropped(
+    run: Run, url: str, name: str, cache: cogment.Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
         async with registry_at(url, cache) as registry:
             await registry.store_model(name, b"data")
             await registry.retrieve_model(name)
@@ -73,8 +83,8 @@ def test_damaged_data_is_dropped(run, url, name, cache, caplog):
     assert "damaged" in caplog.text
 
 
-def test_it_holds_no_more_than_allowed(run, url, name, cache):
-    async def main():
+def test_it_holds_no_more_than_allowed(run: Run, url: str, name: str, cache: cogment.Cache) -> None:
+    async def main() -> None:
         async with registry_at(url, cache) as registry:
             for number in range(3):
                 await registry.store_model(name, bytes([number]) * 400)
@@ -92,11 +102,13 @@ def test_it_holds_no_more_than_allowed(run, url, name, cache):
     run(main)
 
 
-def test_one_that_can_not_be_written_is_no_reason_to_fail(run, url, name, tmp_path, caplog):
+def test_one_that_can_not_be_written_is_no_reason_to_fail(
+    run: Run, url: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = cogment.Cache(tmp_path / "file" / "cache")
 
-    async def main():
+    async def main() -> None:
         async with registry_at(url, cache) as registry:
             await registry.store_model(name, b"data")
             assert await registry.retrieve_model(name) == b"data"
@@ -105,6 +117,6 @@ def test_one_that_can_not_be_written_is_no_reason_to_fail(run, url, name, tmp_pa
     assert "can't write to the cache" in caplog.text
 
 
-def test_its_place_is_the_platforms(monkeypatch, tmp_path):
+def test_its_place_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cogment.Cache().directory == tmp_path / "modelreg" / "models"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import h2.config
 import h2.connection
 import h2.events
@@ -48,24 +50,24 @@ class Peer:
             if not sent and not back:
                 return
 
-    def take(self, events) -> None:
+    def take(self, events: Any) -> None:
         self.events += events
         for event in events:
             if isinstance(event, h2.events.DataReceived):
                 self.data.setdefault(event.stream_id, bytearray()).extend(event.data)
 
-    def saw(self, kind, stream):
+    def saw(self, kind: Any, stream: Any) -> Any:
         return [event for event in self.events if isinstance(event, kind) and event.stream_id == stream.number]
 
-    def call(self, *pieces, end=True):
+    def call(self, *pieces: Any, end: Any = True) -> Any:
         return self.begin(self.core.open(REQUEST), pieces, end)
 
-    def begin(self, stream, pieces, end):
+    def begin(self, stream: Any, pieces: Any, end: Any) -> Any:
         self.core.send(stream, pieces, end=end)
         self.exchange()
         return stream
 
-    def answer(self, stream, *data, trailers=OK) -> None:
+    def answer(self, stream: Any, *data: Any, trailers: Any = OK) -> None:
         self.h2.send_headers(stream.number, RESPONSE)
         for piece in data:
             self.h2.send_data(stream.number, piece)
@@ -74,12 +76,12 @@ class Peer:
 
 
 @pytest.fixture(autouse=True)
-def streams_take_attributes(monkeypatch):
+def streams_take_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets tests collect on a stream what was deposited."""
     from modelreg.client.transport import core
 
     class Collecting(core.Stream):
-        def __init__(self, number, handle):
+        def __init__(self, number: int, handle: Any) -> None:
             super().__init__(number, handle)
             self.received = bytearray()
             self.deposit = self.received.extend
@@ -88,17 +90,17 @@ def streams_take_attributes(monkeypatch):
 
 
 @pytest.fixture
-def peer():
+def peer() -> Any:
     return Peer()
 
 
-def test_a_call_and_its_answer(peer):
-    stream = peer.core.open(REQUEST)
+def test_a_call_and_its_answer(peer: Peer) -> None:
+    stream: Any = peer.core.open(REQUEST)
     peer.begin(stream, [b"re", memoryview(b"quest")], True)
     assert peer.data[stream.number] == b"request"
     assert peer.saw(h2.events.StreamEnded, stream)
-    assert stream.outcome is None
     assert stream.delivered
+    assert peer.core.streams == 1
     peer.answer(stream, b"rep", b"ly")
     assert stream.received == b"reply"
     assert stream.outcome == (Code.OK, "")
@@ -106,17 +108,17 @@ def test_a_call_and_its_answer(peer):
 
 
 @pytest.mark.parametrize("piece", [1, 2, 9, 10])
-def test_however_the_bytes_are_cut(piece):
+def test_however_the_bytes_are_cut(piece: Any) -> None:
     peer = Peer()
     peer.piece = piece
-    stream = peer.core.open(REQUEST)
+    stream: Any = peer.core.open(REQUEST)
     peer.begin(stream, [b"request"], True)
     peer.answer(stream, b"reply", b"", b"more")
     assert stream.received == b"replymore"
     assert stream.outcome == (Code.OK, "")
 
 
-def test_headers_alone_are_an_answer(peer):
+def test_headers_alone_are_an_answer(peer: Peer) -> None:
     stream = peer.call(b"request")
     fields = [*RESPONSE, (b"grpc-status", b"5"), (b"grpc-message", b"no model %22%C3%A4%22")]
     peer.h2.send_headers(stream.number, fields, end_stream=True)
@@ -135,14 +137,14 @@ def test_headers_alone_are_an_answer(peer):
         ([(b":status", b"200"), (b"grpc-status", b"x")], Code.UNKNOWN),
     ],
 )
-def test_answers_of_others(peer, fields, code):
+def test_answers_of_others(peer: Peer, fields: Any, code: Any) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, fields, end_stream=True)
     peer.exchange()
     assert stream.outcome[0] == code
 
 
-def test_the_servers_windows_and_frame_size_are_kept():
+def test_the_servers_windows_and_frame_size_are_kept() -> None:
     peer = Peer(INITIAL_WINDOW_SIZE=100_000, MAX_FRAME_SIZE=20_000)
     data = bytes(range(256)) * 1000
     stream = peer.call(memoryview(data))
@@ -159,7 +161,7 @@ def test_the_servers_windows_and_frame_size_are_kept():
     assert stream.delivered
 
 
-def test_a_window_that_shrinks_below_nothing(peer):
+def test_a_window_that_shrinks_below_nothing(peer: Peer) -> None:
     stream = peer.call(bytes(70_000))
     peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10})
     peer.exchange()
@@ -172,7 +174,7 @@ def test_a_window_that_shrinks_below_nothing(peer):
     assert len(peer.data[stream.number]) == 70_000
 
 
-def test_streams_share_the_window(peer):
+def test_streams_share_the_window(peer: Peer) -> None:
     streams = [peer.core.open(REQUEST) for _ in range(3)]
     for stream in streams:
         peer.core.send(stream, [bytes(60_000)], end=True)
@@ -182,7 +184,7 @@ def test_streams_share_the_window(peer):
     assert [len(peer.data[stream.number]) for stream in streams] == [60_000] * 3
 
 
-def test_consumed_bytes_are_given_back(peer):
+def test_consumed_bytes_are_given_back(peer: Peer) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, RESPONSE)
     before = peer.h2.local_flow_control_window(stream.number)
@@ -196,7 +198,7 @@ def test_consumed_bytes_are_given_back(peer):
     assert peer.h2.local_flow_control_window(stream.number) == STREAM_WINDOW // 2
 
 
-def test_the_connections_window_is_kept_open(peer):
+def test_the_connections_window_is_kept_open(peer: Peer) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, RESPONSE)
     for _ in range(600):
@@ -206,7 +208,7 @@ def test_the_connections_window_is_kept_open(peer):
     assert peer.h2.outbound_flow_control_window > 2**30
 
 
-def test_padding_counts(peer):
+def test_padding_counts(peer: Peer) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, RESPONSE)
     for _ in range(STREAM_WINDOW // 20_000):
@@ -216,7 +218,7 @@ def test_padding_counts(peer):
     assert STREAM_WINDOW - peer.h2.local_flow_control_window(stream.number) - len(stream.received) < STREAM_WINDOW // 4
 
 
-def test_an_answer_before_the_request_has_ended(peer):
+def test_an_answer_before_the_request_has_ended(peer: Peer) -> None:
     stream = peer.call(b"request", end=False)
     peer.answer(stream, trailers=[(b"grpc-status", b"3"), (b"grpc-message", b"enough")])
     assert stream.outcome == (Code.INVALID_ARGUMENT, "enough")
@@ -237,7 +239,7 @@ def test_an_answer_before_the_request_has_ended(peer):
         (99, Code.INTERNAL, True),
     ],
 )
-def test_resets(peer, reset, code, delivered):
+def test_resets(peer: Peer, reset: Any, code: Any, delivered: Any) -> None:
     stream = peer.call(b"request")
     peer.h2.reset_stream(stream.number, reset)
     peer.exchange()
@@ -245,7 +247,7 @@ def test_resets(peer, reset, code, delivered):
     assert stream.delivered is delivered
 
 
-def test_a_cancelled_call(peer):
+def test_a_cancelled_call(peer: Peer) -> None:
     stream = peer.call(b"request")
     other = peer.call(b"request")
     peer.core.cancel(stream)
@@ -263,8 +265,8 @@ def test_a_cancelled_call(peer):
     assert stream.received == b""
 
 
-def test_a_call_cancelled_before_it_was_sent(peer):
-    stream = peer.core.open(REQUEST)
+def test_a_call_cancelled_before_it_was_sent(peer: Peer) -> None:
+    stream: Any = peer.core.open(REQUEST)
     peer.core.send(stream, [b"request"], end=True)
     peer.core.cancel(stream)
     peer.exchange()
@@ -272,10 +274,10 @@ def test_a_call_cancelled_before_it_was_sent(peer):
     assert peer.saw(h2.events.StreamReset, stream)
 
 
-def test_what_the_caller_can_not_take_ends_the_call(peer):
+def test_what_the_caller_can_not_take_ends_the_call(peer: Peer) -> None:
     stream = peer.call(b"request")
 
-    def refuse(data):
+    def refuse(data: Any) -> None:
         raise StreamFault(ErrorCode.CANCEL, "too much")
 
     stream.deposit = refuse
@@ -286,7 +288,7 @@ def test_what_the_caller_can_not_take_ends_the_call(peer):
     assert peer.saw(h2.events.StreamReset, stream)
 
 
-def test_goaway_lets_accepted_calls_finish(peer):
+def test_goaway_lets_accepted_calls_finish(peer: Peer) -> None:
     first, second = peer.call(b"1"), peer.call(b"2")
     peer.core.receive(memoryview(frames.goaway(first.number, 0)))
     assert peer.core.going_away
@@ -297,12 +299,12 @@ def test_goaway_lets_accepted_calls_finish(peer):
     assert first.outcome == (Code.OK, "")
 
 
-def test_goaway_for_too_many_pings(peer):
+def test_goaway_for_too_many_pings(peer: Peer) -> None:
     peer.core.receive(memoryview(frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")))
     assert peer.core.too_many_pings
 
 
-def test_a_lost_connection_ends_all_calls(peer):
+def test_a_lost_connection_ends_all_calls(peer: Peer) -> None:
     complete, cut = peer.call(b"1"), peer.call(b"2", end=False)
     peer.core.lost("gone")
     assert complete.outcome == cut.outcome == (Code.UNAVAILABLE, "gone")
@@ -310,7 +312,7 @@ def test_a_lost_connection_ends_all_calls(peer):
     assert not cut.delivered
 
 
-def test_pings_are_answered_both_ways(peer):
+def test_pings_are_answered_both_ways(peer: Peer) -> None:
     peer.h2.ping(b"12345678")
     peer.exchange()
     assert any(isinstance(event, h2.events.PingAcknowledged) for event in peer.events)
@@ -319,7 +321,7 @@ def test_pings_are_answered_both_ways(peer):
     assert peer.core.pongs == 1
 
 
-def test_the_servers_limit_of_streams():
+def test_the_servers_limit_of_streams() -> None:
     peer = Peer(MAX_CONCURRENT_STREAMS=2)
     streams = [peer.call(b""), peer.call(b"")]
     assert peer.core.full
@@ -342,13 +344,13 @@ def test_the_servers_limit_of_streams():
         frames.frame_header(6, frames.SETTINGS, 0, 1) + bytes(6),
     ],
 )
-def test_what_breaks_http2_ends_the_connection(peer, raw):
+def test_what_breaks_http2_ends_the_connection(peer: Peer, raw: Any) -> None:
     peer.call(b"request")
     with pytest.raises(ConnectionFault):
         peer.core.receive(memoryview(raw))
 
 
-def test_more_than_the_window_ends_the_connection(peer):
+def test_more_than_the_window_ends_the_connection(peer: Peer) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, RESPONSE)
     peer.exchange()
@@ -358,7 +360,7 @@ def test_more_than_the_window_ends_the_connection(peer):
             peer.core.receive(memoryview(frame))
 
 
-def test_a_window_update_that_can_not_be_ends_its_stream_only(peer):
+def test_a_window_update_that_can_not_be_ends_its_stream_only(peer: Peer) -> None:
     stream, other = peer.call(b"1"), peer.call(b"2")
     peer.core.receive(memoryview(frames.window_update(stream.number, 2**31 - 1)))
     assert stream.outcome[0] == Code.INTERNAL
@@ -368,8 +370,10 @@ def test_a_window_update_that_can_not_be_ends_its_stream_only(peer):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40)), max_size=12))
-def test_frames_in_any_order_are_taken_or_refused(found):
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40)), max_size=12)
+)
+def test_frames_in_any_order_are_taken_or_refused(found: Any) -> None:
     core = Core()
     core.receive(memoryview(frames.frame_header(0, frames.SETTINGS, 0, 0)))
     for _ in range(3):

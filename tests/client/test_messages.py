@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from modelreg.transport.faults import StreamFault
 Reply = api.RetrieveVersionDataReplyChunk
 
 
-def cut(data: bytes, sizes: list[int]):
+def cut(data: bytes, sizes: list[int]) -> Iterator[Any]:
     at = 0
     for size in sizes:
         yield memoryview(data)[at : at + size]
@@ -36,7 +39,7 @@ SIZES = st.lists(st.integers(0, 400), max_size=20)
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=8), SIZES)
-def test_chunks_in_the_usual_form(parts, sizes):
+def test_chunks_in_the_usual_form(parts: Any, sizes: Any) -> None:
     raw = b"".join(framed(Reply(data_chunk=part).SerializeToString()) for part in parts)
     assert data_of(raw, sizes) == b"".join(parts)
 
@@ -54,30 +57,33 @@ def field(number: int, data: bytes, padding: int = 0) -> bytes:
 
 @settings(deadline=None)
 @given(
-    st.lists(st.lists(st.tuples(st.sampled_from([1, 1, 2, 15]), st.binary(max_size=200), st.integers(0, 3)), max_size=3), max_size=5),
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([1, 1, 2, 15]), st.binary(max_size=200), st.integers(0, 3)), max_size=3),
+        max_size=5,
+    ),
     SIZES,
 )
-def test_chunks_in_every_form_that_is_valid(messages, sizes):
+def test_chunks_in_every_form_that_is_valid(messages: Any, sizes: Any) -> None:
     encoded = [b"".join(field(*part) for part in message) for message in messages]
     expected = b"".join(Reply.FromString(message).data_chunk for message in encoded)
     assert data_of(b"".join(map(framed, encoded)), sizes) == expected
 
 
 @pytest.mark.parametrize("raw", [framed(b"\x0a\x05abc"), framed(b"\xff"), framed(b"\x0a"), b"\x01\x00\x00\x00\x00"])
-def test_what_is_no_chunk(raw):
+def test_what_is_no_chunk(raw: Any) -> None:
     with pytest.raises(StreamFault):
         data_of(raw, [])
 
 
-def test_a_chunk_cut_short():
-    chunks = DataChunks(lambda data: None)
+def test_a_chunk_cut_short() -> None:
+    chunks = DataChunks(bytearray().extend)
     chunks.feed(memoryview(framed(Reply(data_chunk=b"abc").SerializeToString())[:-1]))
     assert not chunks.complete
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=8), SIZES)
-def test_whole_messages(parts, sizes):
+def test_whole_messages(parts: Any, sizes: Any) -> None:
     whole = Whole()
     for piece in cut(b"".join(map(framed, parts)), sizes):
         whole.feed(piece)
@@ -86,7 +92,7 @@ def test_whole_messages(parts, sizes):
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2**20])
-def test_chunks_sent(size):
+def test_chunks_sent(size: int) -> None:
     raw = chunk_prefix(size) + bytes(size)
     body = api.CreateVersionRequestChunk.Body(data_chunk=bytes(size))
     message = api.CreateVersionRequestChunk(body=body)
@@ -96,7 +102,15 @@ def test_chunks_sent(size):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, b"1u"), (1e-9, b"1u"), (0.5, b"500000u"), (99.9, b"99900000u"), (100, b"100000m"), (1e6, b"1000000S"), (1e12, b"99999999M")],
+    [
+        (0, b"1u"),
+        (1e-9, b"1u"),
+        (0.5, b"500000u"),
+        (99.9, b"99900000u"),
+        (100, b"100000m"),
+        (1e6, b"1000000S"),
+        (1e12, b"99999999M"),
+    ],
 )
-def test_timeouts(seconds, text):
+def test_timeouts(seconds: Any, text: Any) -> None:
     assert grpc_timeout(seconds) == text

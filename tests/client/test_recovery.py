@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -15,21 +18,22 @@ from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.client.transport.connection import Timing
+from tests.client.conftest import Run
 from tests.client.fakes import serving
-from tests.client.relay import relay_to
-from tests.support.server import server_program
+from tests.client.relay import Relay, relay_to
+from tests.support.server import ServerProgram, server_program
 
 in_thread = anyio.to_thread.run_sync
 
 
 @pytest.fixture
-def relay(server):
+def relay(server: ServerProgram) -> Iterator[Any]:
     with relay_to(server.port) as made:
         yield made
 
 
 @pytest.fixture
-def program(archive_dir):
+def program(archive_dir: Path) -> Iterator[Any]:
     """A server of the test's own that is started again on the same port."""
     with server_program(archive_dir) as made:
         made.options = (f"--port={made.port}",)
@@ -37,13 +41,13 @@ def program(archive_dir):
 
 
 @contextlib.asynccontextmanager
-async def registry_at(url, **options):
+async def registry_at(url: str, **options: Any) -> AsyncIterator[Any]:
     async with cogment.Context("test") as context:
         yield await context.get_model_registry_v2(cogment.Endpoint(url), **options)
 
 
-def test_calls_go_on_after_the_connection_was_cut(run, relay, name):
-    async def main():
+def test_calls_go_on_after_the_connection_was_cut(run: Run, relay: Relay, name: str) -> None:
+    async def main() -> None:
         async with registry_at(relay.url) as registry:
             await registry.store_model(name, b"1")
             relay.cut()
@@ -55,8 +59,8 @@ def test_calls_go_on_after_the_connection_was_cut(run, relay, name):
     assert relay.connections == 3
 
 
-def test_calls_go_on_after_a_restart(run, program):
-    async def main():
+def test_calls_go_on_after_a_restart(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         async with registry_at(f"grpc://{program.address}") as registry:
             await registry.store_model("policy", b"1")
             for end in (program.stop, program.kill):
@@ -69,11 +73,11 @@ def test_calls_go_on_after_a_restart(run, program):
     run(main)
 
 
-def test_patience_ends(run):
-    async def main():
+def test_patience_ends(run: Run) -> None:
+    async def main() -> None:
         async with registry_at("grpc://127.0.0.1:1", patience=0.2) as registry:
             for call in (
-                lambda: registry.list_models(),
+                registry.list_models,
                 lambda: registry.store_model("policy", b""),
                 lambda: registry.retrieve_model("policy"),
                 lambda: anext(registry.iteration_updates("policy")),
@@ -84,15 +88,15 @@ def test_patience_ends(run):
     run(main)
 
 
-def test_a_store_whose_reply_was_lost_is_not_stored_twice(run, relay, url, name):
-    async def main():
+def test_a_store_whose_reply_was_lost_is_not_stored_twice(run: Run, relay: Relay, url: str, name: str) -> None:
+    async def main() -> None:
         async with registry_at(relay.url) as registry, registry_at(url) as other:
             await registry.store_model(name, b"first")
             relay.mute()
             async with anyio.create_task_group() as tasks:
                 results = []
 
-                async def store():
+                async def store() -> None:
                     results.append(await registry.store_model(name, b"second", {"a": "b"}))
 
                 tasks.start_soon(store)
@@ -106,8 +110,8 @@ def test_a_store_whose_reply_was_lost_is_not_stored_twice(run, relay, url, name)
     run(main)
 
 
-def test_the_same_across_a_restart_of_the_server(run, program):
-    async def main():
+def test_the_same_across_a_restart_of_the_server(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         with relay_to(program.port) as relay:
             async with registry_at(relay.url) as registry, registry_at(f"grpc://{program.address}") as other:
                 await registry.store_model("policy", b"first")
@@ -128,41 +132,43 @@ def test_the_same_across_a_restart_of_the_server(run, program):
 class Forgetful(ModelRegistrySPServicer):
     """A registry as the original is: it remembers no requests. It takes all of an upload, and then loses the connection."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.uploads = 0
-        self.lose_connections = None
+        self.lose_connections: Callable[[], None] = lambda: None
 
-    async def RetrieveModels(self, message):  # noqa: N802
-        return api.RetrieveModelsReply(model_infos=[api.ModelInfo(model_id=message.model_ids[0])], next_model_handle="1")
+    async def RetrieveModels(self, message: Any) -> Any:
+        return api.RetrieveModelsReply(
+            model_infos=[api.ModelInfo(model_id=message.model_ids[0])], next_model_handle="1"
+        )
 
-    async def CreateVersion(self, messages):  # noqa: N802
+    async def CreateVersion(self, messages: Any) -> None:
         async for _ in messages:
             pass
         self.uploads += 1
         self.lose_connections()
         await trio.sleep_forever()
 
-    async def Version(self, message):  # noqa: N802
+    async def Version(self, message: Any) -> Any:
         return common_pb2.VersionInfo(versions=[common_pb2.VersionInfo.Version(name="cogment-api", version="2.22.0")])
 
 
-def test_where_requests_are_not_remembered_the_outcome_is_unknown(run):
+def test_where_requests_are_not_remembered_the_outcome_is_unknown(run: Run) -> None:
     servicer = Forgetful()
 
-    async def main():
-        async with registry_at(relay.url) as registry:
+    async def main() -> None:
+        async with registry_at(between.url) as registry:
             with pytest.raises(cogment.OutcomeUnknown, match="list_iterations"):
                 await registry.store_model("policy", b"data")
 
-    with serving(servicer) as running, relay_to(running.port) as relay:
-        servicer.lose_connections = relay.cut
+    with serving(servicer) as running, relay_to(running.port) as between:
+        servicer.lose_connections = between.cut
         run(main)
     assert servicer.uploads == 1
 
 
-def test_pieces_that_can_be_had_once_are_not_sent_twice(run, relay, name):
-    async def main():
-        async def pieces():
+def test_pieces_that_can_be_had_once_are_not_sent_twice(run: Run, relay: Relay, name: str) -> None:
+    async def main() -> None:
+        async def pieces() -> AsyncIterator[Any]:
             yield b"first"
             relay.cut()
             for _ in range(1000):
@@ -177,8 +183,8 @@ def test_pieces_that_can_be_had_once_are_not_sent_twice(run, relay, name):
     run(main)
 
 
-def test_updates_resume_and_miss_nothing(run, program):
-    async def main():
+def test_updates_resume_and_miss_nothing(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         async with registry_at(f"grpc://{program.address}") as registry:
             for number in range(1, 4):
                 await registry.store_model("policy", b"%d" % number)
@@ -199,8 +205,8 @@ def test_updates_resume_and_miss_nothing(run, program):
     run(main)
 
 
-def test_updates_do_not_repeat_an_old_one_when_the_newest_are_gone(run, program):
-    async def main():
+def test_updates_do_not_repeat_an_old_one_when_the_newest_are_gone(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         async with registry_at(f"grpc://{program.address}") as registry:
             await registry.store_model("policy", b"stays")
             await registry.publish_model("policy", b"goes")
@@ -216,8 +222,8 @@ def test_updates_do_not_repeat_an_old_one_when_the_newest_are_gone(run, program)
     run(main)
 
 
-def test_updates_begin_after_a_number(run, url, name):
-    async def main():
+def test_updates_begin_after_a_number(run: Run, url: str, name: str) -> None:
+    async def main() -> None:
         async with registry_at(url) as registry:
             sent = [await registry.publish_model(name, b"") for _ in range(5)]
             updates = registry.iteration_updates(name, after=2)
@@ -227,8 +233,8 @@ def test_updates_begin_after_a_number(run, url, name):
     run(main)
 
 
-def test_updates_of_a_model_that_began_again(run, program):
-    async def main():
+def test_updates_of_a_model_that_began_again(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         async with registry_at(f"grpc://{program.address}") as registry:
             for _ in range(3):
                 await registry.store_model("policy", b"old")
@@ -244,8 +250,8 @@ def test_updates_of_a_model_that_began_again(run, program):
     run(main)
 
 
-def test_updates_end_when_the_model_is_removed(run, url, name):
-    async def main():
+def test_updates_end_when_the_model_is_removed(run: Run, url: str, name: str) -> None:
+    async def main() -> None:
         async with registry_at(url) as registry:
             await registry.publish_model(name, b"")
             updates = registry.iteration_updates(name)
@@ -257,8 +263,8 @@ def test_updates_end_when_the_model_is_removed(run, url, name):
     run(main)
 
 
-def test_waiting_for_updates_can_be_given_up_and_taken_up_again(run, url, name):
-    async def main():
+def test_waiting_for_updates_can_be_given_up_and_taken_up_again(run: Run, url: str, name: str) -> None:
+    async def main() -> None:
         async with registry_at(url) as registry:
             await registry.publish_model(name, b"")
             updates = registry.iteration_updates(name)
@@ -272,8 +278,8 @@ def test_waiting_for_updates_can_be_given_up_and_taken_up_again(run, url, name):
     run(main)
 
 
-def test_a_tracked_model_follows_through_a_restart(run, program):
-    async def main():
+def test_a_tracked_model_follows_through_a_restart(run: Run, program: ServerProgram) -> None:
+    async def main() -> None:
         async with registry_at(f"grpc://{program.address}") as registry:
             first = await registry.store_model("policy", b"first")
             latest = await registry.track_latest_model("policy")
@@ -287,15 +293,15 @@ def test_a_tracked_model_follows_through_a_restart(run, program):
     run(main)
 
 
-def test_a_server_that_falls_silent_is_noticed(run, relay, name):
-    async def main():
+def test_a_server_that_falls_silent_is_noticed(run: Run, relay: Relay, name: str) -> None:
+    async def main() -> None:
         async with registry_at(relay.url, timing=Timing(keepalive=0.05, keepalive_timeout=0.2)) as registry:
             await registry.publish_model(name, b"")
             updates = registry.iteration_updates(name)
             await anext(updates)
             relay.mute()
 
-            async def publish(*, task_status):
+            async def publish(*, task_status: Any) -> None:
                 task_status.started()
                 async with registry_at(relay.url) as other:
                     relay._mute.clear()  # for connections made from now on
@@ -309,8 +315,8 @@ def test_a_server_that_falls_silent_is_noticed(run, relay, name):
     run(main)
 
 
-def test_a_call_to_a_silent_server_ends_with_its_timeout(run, relay, name):
-    async def main():
+def test_a_call_to_a_silent_server_ends_with_its_timeout(run: Run, relay: Relay, name: str) -> None:
+    async def main() -> None:
         async with registry_at(relay.url) as registry:
             await registry.list_models()
             relay.mute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from typing import Any
 
 import pytest
 import trustme
@@ -11,33 +12,34 @@ import trustme
 import modelreg.client as cogment
 from modelreg.api import common_pb2
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
+from tests.client.conftest import Run
 from tests.client.fakes import Directory, serving
 
 
 class Registry(ModelRegistrySPServicer):
-    async def Version(self, message):  # noqa: N802
+    async def Version(self, message: Any) -> Any:
         return common_pb2.VersionInfo(versions=[common_pb2.VersionInfo.Version(name="modelreg", version="x" * 300_000)])
 
 
 @pytest.fixture(scope="module")
-def ca():
+def ca() -> Any:
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
-def context(ca):
+def context(ca: trustme.CA) -> Any:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.set_alpn_protocols(["h2"])
     ca.issue_cert("127.0.0.1", "localhost").configure_cert(made)
     return made
 
 
-def pem(blob) -> str:
-    return blob.bytes().decode()
+def pem(blob: Any) -> str:
+    return str(blob.bytes().decode())
 
 
-def versions_at(run, endpoint, **options):
-    async def main():
+def versions_at(run: Run, endpoint: Any, **options: Any) -> Any:
+    async def main() -> Any:
         async with cogment.Context("test", **options) as made:
             registry = await made.get_model_registry_v2(endpoint, patience=0.1)
             return await registry.versions()
@@ -45,13 +47,13 @@ def versions_at(run, endpoint, **options):
     return run(main)
 
 
-def test_a_certificate_that_is_trusted(run, ca, context):
+def test_a_certificate_that_is_trusted(run: Run, ca: trustme.CA, context: Any) -> None:
     with serving(Registry(), ssl=context) as running:
         endpoint = cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem))
         assert len(versions_at(run, endpoint)["modelreg"]) == 300_000
 
 
-def test_a_certificate_that_is_not(run, context):
+def test_a_certificate_that_is_not(run: Run, context: Any) -> None:
     with serving(Registry(), ssl=context) as running:
         for roots in (None, pem(trustme.CA().cert_pem)):
             endpoint = cogment.Endpoint(running.url, private_key="", root_certificates=roots)
@@ -59,7 +61,7 @@ def test_a_certificate_that_is_not(run, context):
                 versions_at(run, endpoint)
 
 
-def test_a_certificate_of_another_host(run, ca):
+def test_a_certificate_of_another_host(run: Run, ca: trustme.CA) -> None:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("example.org").configure_cert(made)
     with serving(Registry(), ssl=made) as running:
@@ -67,7 +69,7 @@ def test_a_certificate_of_another_host(run, ca):
             versions_at(run, cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem)))
 
 
-def test_a_server_that_wants_to_know_who_calls(run, ca):
+def test_a_server_that_wants_to_know_who_calls(run: Run, ca: trustme.CA) -> None:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.set_alpn_protocols(["h2"])
     made.verify_mode = ssl.CERT_REQUIRED
@@ -83,7 +85,7 @@ def test_a_server_that_wants_to_know_who_calls(run, ca):
             versions_at(run, cogment.Endpoint(running.url, root_certificates=roots))
 
 
-def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run, ca, context):
+def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run: Run, ca: trustme.CA, context: Any) -> None:
     with serving(Registry(), ssl=context) as running:
         with pytest.raises(cogment.Unavailable):
             versions_at(run, cogment.Endpoint(running.url))
@@ -92,7 +94,7 @@ def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run, ca, contex
             versions_at(run, cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem)))
 
 
-def test_keys_that_can_not_be_used(run):
+def test_keys_that_can_not_be_used(run: Run) -> None:
     for endpoint in (
         cogment.Endpoint("grpc://localhost:1", root_certificates="no PEM"),
         cogment.Endpoint("grpc://localhost:1", private_key="no", certificate_chain="PEM"),
@@ -101,12 +103,12 @@ def test_keys_that_can_not_be_used(run):
             versions_at(run, endpoint)
 
 
-def test_what_has_keys_is_not_shown(ca):
+def test_what_has_keys_is_not_shown(ca: trustme.CA) -> None:
     endpoint = cogment.Endpoint("grpc://h:1", private_key="SECRET", token="SECRET")
     assert "SECRET" not in repr(endpoint)
 
 
-def test_discovery_of_a_registry_with_tls(run, ca, context):
+def test_discovery_of_a_registry_with_tls(run: Run, ca: trustme.CA, context: Any) -> None:
     directory = Directory()
     with serving(Registry(), ssl=context) as secure, serving(Registry()) as plain, serving(directory) as asked:
         directory.add(plain.port)
@@ -115,9 +117,9 @@ def test_discovery_of_a_registry_with_tls(run, ca, context):
         assert versions_at(run, endpoint, directory_endpoint=cogment.Endpoint(asked.url))
 
 
-def test_the_registrys_token(run):
+def test_the_registrys_token(run: Run) -> None:
     class Closed(Registry):
-        async def Version(self, message, request):  # noqa: N802
+        async def Version(self, message: Any, request: Any) -> Any:  # type: ignore[override]
             assert ("authentication-token", "secret") in request.custom_metadata
             return common_pb2.VersionInfo()
 

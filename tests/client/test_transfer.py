@@ -7,7 +7,9 @@ import contextlib
 import io
 import mmap
 import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,31 +18,33 @@ import modelreg.client as cogment
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.client.targets import FileTarget
+from tests.client.conftest import Run
 from tests.client.fakes import serving
+from tests.support.server import ServerProgram
 
 # More than a message, than what is read at once, than what is hashed on the spot; and not a multiple of anything.
 DATA = os.urandom(5 * 2**20 + 4321)
 
 
 @contextlib.asynccontextmanager
-async def registry_at(url, **options):
+async def registry_at(url: str, **options: Any) -> AsyncIterator[Any]:
     async with cogment.Context("test") as context:
         yield await context.get_model_registry_v2(cogment.Endpoint(url), **options)
 
 
 @pytest.fixture
-def file(tmp_path) -> Path:
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "model.bin"
     path.write_bytes(DATA)
     return path
 
 
-async def pieces(size=300_000, data=DATA):
+async def pieces(size: int = 300_000, data: Any = DATA) -> AsyncIterator[Any]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
 
-def sync_pieces(size=300_000, data=DATA):
+def sync_pieces(size: int = 300_000, data: Any = DATA) -> Iterator[Any]:
     for start in range(0, len(data), size):
         yield memoryview(data)[start : start + size]
 
@@ -48,19 +52,19 @@ def sync_pieces(size=300_000, data=DATA):
 class Unseekable(io.RawIOBase):
     """As a pipe is."""
 
-    def __init__(self, data):
+    def __init__(self, data: Any) -> None:
         self._io = io.BytesIO(data)
 
-    def readable(self):
+    def readable(self) -> Any:
         return True
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> Any:
         return self._io.read(size)
 
 
 class TestUpload:
-    def sends(self, run, url, name, model, expected=DATA, **options):
-        async def main():
+    def sends(self, run: Run, url: str, name: str, model: Any, expected: Any = DATA, **options: Any) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 info = await registry.publish_model(name, model, **options)
                 assert info.size == len(expected)
@@ -69,58 +73,60 @@ class TestUpload:
         run(main)
 
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: array.array("B", data)])
-    def test_bytes_like(self, run, url, name, kind):
+    def test_bytes_like(self, run: Run, url: str, name: str, kind: Any) -> None:
         self.sends(run, url, name, kind(DATA))
 
     @pytest.mark.parametrize("size", [0, 1, 2**17, 2**20 - 1, 2**20, 2**20 + 1, 2**22])
-    def test_sizes(self, run, url, name, size):
+    def test_sizes(self, run: Run, url: str, name: str, size: int) -> None:
         self.sends(run, url, name, DATA[:size], DATA[:size])
 
-    def test_items_of_more_than_a_byte(self, run, url, name):
+    def test_items_of_more_than_a_byte(self, run: Run, url: str, name: str) -> None:
         numbers = array.array("d", [0.5, 1.5])
         self.sends(run, url, name, numbers, numbers.tobytes())
 
-    def test_path(self, run, url, name, file):
+    def test_path(self, run: Run, url: str, name: str, file: Path) -> None:
         self.sends(run, url, name, file)
 
-    def test_file(self, run, url, name, file):
+    def test_file(self, run: Run, url: str, name: str, file: Path) -> None:
         with file.open("rb") as opened:
             opened.seek(100)
             self.sends(run, url, name, opened, DATA[100:])
 
-    def test_mmap(self, run, url, name, file):
+    def test_mmap(self, run: Run, url: str, name: str, file: Path) -> None:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             self.sends(run, url, name, mapped)
 
-    def test_file_that_can_not_seek(self, run, url, name):
+    def test_file_that_can_not_seek(self, run: Run, url: str, name: str) -> None:
         self.sends(run, url, name, Unseekable(DATA), size=len(DATA))
 
-    def test_async_pieces(self, run, url, name):
+    def test_async_pieces(self, run: Run, url: str, name: str) -> None:
         self.sends(run, url, name, pieces(), size=len(DATA))
         self.sends(run, url, name, pieces(2**20 * 3), size=len(DATA))
 
-    def test_sync_pieces(self, run, url, name):
+    def test_sync_pieces(self, run: Run, url: str, name: str) -> None:
         self.sends(run, url, name, sync_pieces(), size=len(DATA))
         self.sends(run, url, name, sync_pieces(7, DATA[:1000]), DATA[:1000], size=1000)
 
     @pytest.mark.parametrize(
         ("model", "options", "error", "says"),
         [
-            (lambda file: "model.bin", {}, TypeError, "pathlib"),
-            (lambda file: 7, {}, TypeError, "int"),
-            (lambda file: b"abc", {"size": 4}, ValueError, "3 bytes"),
+            (lambda _: "model.bin", {}, TypeError, "pathlib"),
+            (lambda _: 7, {}, TypeError, "int"),
+            (lambda _: b"abc", {"size": 4}, ValueError, "3 bytes"),
             (lambda file: file, {"size": 4}, ValueError, "bytes"),
-            (lambda file: pieces(), {}, ValueError, "needs its size"),
-            (lambda file: sync_pieces(), {"size": -1}, ValueError, "negative"),
-            (lambda file: io.StringIO("text"), {}, TypeError, "'rb'"),
-            (lambda file: memoryview(DATA)[::2], {}, ValueError, "contiguous"),
-            (lambda file: pieces(), {"size": len(DATA) + 1}, ValueError, "ended after"),
-            (lambda file: pieces(), {"size": len(DATA) - 1}, ValueError, "goes on"),
-            (lambda file: Path("nothing here"), {}, FileNotFoundError, "nothing here"),
+            (lambda _: pieces(), {}, ValueError, "needs its size"),
+            (lambda _: sync_pieces(), {"size": -1}, ValueError, "negative"),
+            (lambda _: io.StringIO("text"), {}, TypeError, "'rb'"),
+            (lambda _: memoryview(DATA)[::2], {}, ValueError, "contiguous"),
+            (lambda _: pieces(), {"size": len(DATA) + 1}, ValueError, "ended after"),
+            (lambda _: pieces(), {"size": len(DATA) - 1}, ValueError, "goes on"),
+            (lambda _: Path("nothing here"), {}, FileNotFoundError, "nothing here"),
         ],
     )
-    def test_what_can_not_be_sent(self, run, url, name, file, model, options, error, says):
-        async def main():
+    def test_what_can_not_be_sent(
+        self, run: Run, url: str, name: str, file: Path, model: Any, options: Any, error: Any, says: Any
+    ) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 with pytest.raises(error, match=says):
                     await registry.store_model(name, model(file), **options)
@@ -129,10 +135,10 @@ class TestUpload:
 
         run(main)
 
-    def test_progress(self, run, url, name):
+    def test_progress(self, run: Run, url: str, name: str) -> None:
         told = []
 
-        async def main():
+        async def main() -> None:
             async with registry_at(url) as registry:
                 await registry.publish_model(name, DATA, progress=lambda done, size: told.append((done, size)))
 
@@ -142,12 +148,12 @@ class TestUpload:
         assert told[-1] == (len(DATA), len(DATA))
         assert len(told) > 3
 
-    def test_given_up_leaves_nothing(self, run, url, name):
-        async def main():
+    def test_given_up_leaves_nothing(self, run: Run, url: str, name: str) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 await registry.update_model_info(name, {})
 
-                async def endless():
+                async def endless() -> AsyncIterator[Any]:
                     yield DATA
                     await anyio.sleep_forever()
 
@@ -162,8 +168,8 @@ class TestUpload:
 
         run(main)
 
-    def test_what_is_refused(self, run, url):
-        async def main():
+    def test_what_is_refused(self, run: Run, url: str) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 with pytest.raises(cogment.Refused):
                     await registry.store_model("", b"")
@@ -172,11 +178,11 @@ class TestUpload:
 
         run(main)
 
-    def test_many_at_once(self, run, url, name):
-        async def main():
+    def test_many_at_once(self, run: Run, url: str, name: str) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
 
-                async def one(number):
+                async def one(number: int) -> None:
                     data = bytes([number]) * 2_000_000
                     info = await registry.publish_model(name, data)
                     assert await registry.retrieve_model(name, info.iteration) == data
@@ -190,8 +196,8 @@ class TestUpload:
 
 
 class TestDownload:
-    def test_into_a_file(self, run, url, name, tmp_path):
-        async def main():
+    def test_into_a_file(self, run: Run, url: str, name: str, tmp_path: Path) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 sent = await registry.publish_model(name, DATA)
                 path = tmp_path / "downloaded"
@@ -204,18 +210,18 @@ class TestDownload:
 
         run(main)
 
-    def test_overwrites_nothing_when_told_not_to(self, run, url, name, file):
-        async def main():
+    def test_overwrites_nothing_when_told_not_to(self, run: Run, url: str, name: str, file: Path) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 await registry.publish_model(name, b"other")
                 with pytest.raises(FileExistsError):
                     await registry.download_model(name, file, overwrite=False)
-                assert file.read_bytes() == DATA
 
         run(main)
+        assert file.read_bytes() == DATA
 
-    def test_into_a_buffer(self, run, url, name):
-        async def main():
+    def test_into_a_buffer(self, run: Run, url: str, name: str) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 sent = await registry.publish_model(name, DATA)
                 buffer = bytearray(len(DATA) + 10)
@@ -231,8 +237,8 @@ class TestDownload:
 
         run(main)
 
-    def test_of_what_is_not_there(self, run, url, name, tmp_path):
-        async def main():
+    def test_of_what_is_not_there(self, run: Run, url: str, name: str, tmp_path: Path) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 for into in (tmp_path / "file", bytearray(10)):
                     with pytest.raises(cogment.NotFound):
@@ -244,25 +250,30 @@ class TestDownload:
 
         run(main)
 
-    def test_progress(self, run, url, name, tmp_path):
-        async def main():
+    def test_progress(self, run: Run, url: str, name: str, tmp_path: Path) -> None:
+        async def main() -> None:
             async with registry_at(url) as registry:
                 await registry.publish_model(name, DATA)
-                for get in (registry.retrieve_model, lambda *a, **k: registry.download_model(a[0], tmp_path / "f", **k)):
-                    told = []
+                for get in (
+                    registry.retrieve_model,
+                    lambda *a, **k: registry.download_model(a[0], tmp_path / "f", **k),
+                ):
+                    told: list[tuple[int, int]] = []
                     await get(name, progress=lambda *args, told=told: told.append(args))
                     assert told == sorted(told)
                     assert told[-1] == (len(DATA), len(DATA))
 
         run(main)
 
-    def test_a_disk_error_ends_it(self, run, url, name, tmp_path, monkeypatch):
-        def broken(self, pending):
+    def test_a_disk_error_ends_it(
+        self, run: Run, url: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(self: FileTarget, pending: Any) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(FileTarget, "_write_all", broken)
 
-        async def main():
+        async def main() -> None:
             async with registry_at(url) as registry:
                 await registry.publish_model(name, DATA)
                 with pytest.raises(OSError, match="No space"):
@@ -279,20 +290,20 @@ class Wrong(ModelRegistrySPServicer):
     def __init__(self, *chunks: bytes) -> None:
         self.chunks = chunks
 
-    async def RetrieveVersionInfos(self, message):  # noqa: N802
+    async def RetrieveVersionInfos(self, message: Any) -> Any:
         info = api.ModelVersionInfo(
             model_id="policy", version_number=1, data_size=5, data_hash="LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ="
         )
         return api.RetrieveVersionInfosReply(version_infos=[info], next_version_handle="2")
 
-    async def RetrieveVersionData(self, message):  # noqa: N802
+    async def RetrieveVersionData(self, message: Any) -> AsyncIterator[Any]:  # type: ignore[override]  # no streams in stubs
         for chunk in self.chunks:
             yield api.RetrieveVersionDataReplyChunk(data_chunk=chunk)
 
 
 @pytest.mark.parametrize("chunks", [(b"hello",), (b"", b"he", b"", b"l", b"lo", b"")])
-def test_what_is_right_is_accepted(run, chunks):
-    async def main():
+def test_what_is_right_is_accepted(run: Run, chunks: Any) -> None:
+    async def main() -> None:
         async with registry_at(running.url) as registry:
             assert await registry.retrieve_model("policy") == b"hello"
 
@@ -301,24 +312,22 @@ def test_what_is_right_is_accepted(run, chunks):
 
 
 @pytest.mark.parametrize("chunks", [(b"hallo",), (b"hell",), (b"hello", b"!"), (), (b"x" * 100_000,)])
-def test_what_is_wrong_is_damaged(run, chunks, tmp_path):
-    async def main():
+def test_what_is_wrong_is_damaged(run: Run, chunks: Any, tmp_path: Path) -> None:
+    async def main() -> None:
         async with registry_at(running.url) as registry:
-            for get in (
-                lambda: registry.retrieve_model("policy"),
-                lambda: registry.download_model("policy", bytearray(100)),
-                lambda: registry.download_model("policy", tmp_path / "file"),
-            ):
+            with pytest.raises(cogment.Damaged, match="store it again"):
+                await registry.retrieve_model("policy")
+            for into in (bytearray(100), tmp_path / "file"):
                 with pytest.raises(cogment.Damaged, match="store it again"):
-                    await get()
+                    await registry.download_model("policy", into)
             assert os.listdir(tmp_path) == []
 
     with serving(Wrong(*chunks)) as running:
         run(main)
 
 
-def test_data_that_is_damaged_in_the_registry(run, server, url, name):
-    async def main():
+def test_data_that_is_damaged_in_the_registry(run: Run, server: ServerProgram, url: str, name: str) -> None:
+    async def main() -> None:
         async with registry_at(url) as registry:
             await registry.store_model(name, b"damaged at rest")
             for path in server.archive_dir.glob("blobs/sha256/*/*"):
