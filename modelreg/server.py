@@ -12,9 +12,11 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+import attrs
 import trio
 
 from modelreg.credentials import Credentials
@@ -25,7 +27,7 @@ from modelreg.registry.scrub import scrub
 from modelreg.services import STREAMED, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
-from modelreg.transport import Server
+from modelreg.transport import Limits, Server
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -84,7 +86,7 @@ async def serve(
         StartupError: the archive directory or the address can't be used, or the archive failed meanwhile; see its kinds.
     """
     credentials = credentials or Credentials(settings, logger)
-    _allow_many_files()
+    files = _allow_many_files()
     for caution in settings.cautions:
         logger.warning(caution)
     readiness = Readiness()
@@ -103,7 +105,9 @@ async def serve(
             logger=logger,
             tokens=credentials.tokens,
         )
-        transport = Server(services, streamed=STREAMED, logger=logger)
+        limits = Limits()
+        limits = attrs.evolve(limits, max_connections=max(1, min(limits.max_connections, files // 2)))
+        transport = Server(services, limits=limits, streamed=STREAMED, logger=logger)
         listeners = await _listen(settings.host, settings.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
@@ -174,8 +178,14 @@ def _why_not(host: str, port: int, error: OSError) -> str:
     return f"can't listen on {host}: {error.strerror or error}: choose another --host"
 
 
-def _allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one: connections and large transient versions take one each."""
+def _allow_many_files() -> int:
+    """Raise the soft limit of open files to the hard one, and return what it is now.
+
+    Connections and large transient versions take one each. Half of them may go to connections, so that those are never
+    what keeps a call from opening a file.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

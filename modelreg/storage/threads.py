@@ -22,6 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 FILE_THREADS = 16
+NO_FILES_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
 NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -47,7 +48,7 @@ class Threads:
         """Run work that waits for the disk.
 
         Raises:
-            ResourceExhausted: there's no space, or no quota, left.
+            ResourceExhausted: there's no space, no quota, or no file descriptor left.
             StorageFailed: any other error of the operating system; it has been logged.
             Unavailable: the archive has failed, now or before.
         """
@@ -71,4 +72,6 @@ class Threads:
             return ResourceExhausted(
                 "no space left in the archive directory: make room, or start with another --archive_dir"
             )
+        if error.errno in NO_FILES_ERRNOS:
+            return ResourceExhausted("too many files are open: allow the server more (ulimit -n), or try again later")
         return StorageFailed(f"the archive directory could not be used ({os.strerror(error.errno or errno.EIO)})")

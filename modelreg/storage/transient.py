@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import tempfile
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
@@ -24,6 +25,9 @@ from modelreg.storage.archive import Archive
 from modelreg.storage.writers import SMALL_BYTES, ContentWriter, FileWriter, MemoryWriter
 
 Key = TypeVar("Key", bound=Hashable)
+
+# Large versions take a file descriptor each. All of them together may have one in so many of the process's.
+FILES_SHARE = 4
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -67,6 +71,8 @@ class TransientStore(Generic[Key]):
         self._evicted = evicted
         self._bytes = 0
         self._arriving = 0
+        self._files = 0
+        self._max_files = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE)
         self._clock = 0
         self._entries: dict[Key, _Entry[Key]] = {}
         # Least recently used first; keyed by the time of last use, in uses.
@@ -99,7 +105,7 @@ class TransientStore(Generic[Key]):
                 finally:
                     small.close()
             return
-        fd = _memory_file()
+        fd = await self._archive.threads.file(_memory_file)
         taken = False
         try:
             async with self._archive.file_writer(fd) as writer:
@@ -118,10 +124,13 @@ class TransientStore(Generic[Key]):
         while self._entries and len(self._entries) >= self._max_items:
             self._evict()
         content = incoming.take()
+        while content.fd is not None and self._files >= self._max_files:
+            self._evict(in_file=True)
         entry = _Entry(key, content, self._now(), newest=True)
         self._entries[key] = entry
         self._newest[entry.used_at] = entry
         self._bytes += content.in_memory
+        self._files += content.fd is not None
 
     def demote(self, key: Key) -> None:
         """A version, if it's here, isn't the newest of its model any more."""
@@ -136,6 +145,7 @@ class TransientStore(Generic[Key]):
         entry = self._entries.pop(key)
         del self._row(entry)[entry.used_at]
         self._bytes -= entry.content.in_memory
+        self._files -= entry.content.fd is not None
         self.release(entry.content)
 
     def use(self, key: Key) -> Content:
@@ -197,9 +207,9 @@ class TransientStore(Generic[Key]):
                 raise ResourceExhausted(msg)
             self._evict()
 
-    def _evict(self) -> None:
-        row = self._others or self._newest
-        key = row.peekitem(0)[1].key
+    def _evict(self, *, in_file: bool = False) -> None:
+        candidates = (entry for row in (self._others, self._newest) for entry in row.values())
+        key = next(entry.key for entry in candidates if not in_file or entry.content.fd is not None)
         self._evicted(key)
         self.remove(key)
 

@@ -39,7 +39,13 @@ async def test_no_space(number: int, threads: Threads) -> None:
         await threads.file(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.EROFS, errno.ENOENT])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_no_file_descriptors(number: int, threads: Threads) -> None:
+    with pytest.raises(ResourceExhausted, match="ulimit"):
+        await threads.file(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EROFS, errno.ENOENT])
 async def test_any_other_error_names_no_path(number: int, threads: Threads) -> None:
     with pytest.raises(StorageFailed) as caught:
         await threads.file(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
