@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import anyio
+import trio.lowlevel
 
 _logger = logging.getLogger("modelreg.client")
 
@@ -55,11 +56,7 @@ class Background:
         """Run a function in a task of its own, on the event loop that runs now."""
         task = BackgroundTask()
         self._tasks.add(task)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            import trio.lowlevel  # only where it runs anyway
-
+        if trio.lowlevel.in_trio_task():  # asked first: as a guest, Trio runs within asyncio's loop
             trio.lowlevel.spawn_system_task(task._run, function, self._tasks, name=name)  # noqa: SLF001
         else:
             handle = asyncio.create_task(task._run(function, self._tasks), name=name)  # noqa: SLF001

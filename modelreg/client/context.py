@@ -89,16 +89,17 @@ class Context:
             timing: of connections.
 
         Raises:
-            ValueError: the endpoint isn't one, or needs a directory and there is none.
+            ValueError: the endpoint isn't one, its keys can't be used, or it needs a directory and there is none.
         """
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise ValueError("this Context was made for another asyncio_loop than the one that runs")
         parse_url(endpoint.url)
+        tls = endpoint.tls_context()
         background = Background()
         directory, token = self._directory, self._token
 
         async def where() -> Address:
-            return await resolve(endpoint, directory, token, timing=timing, background=background)
+            return await resolve(endpoint, tls, directory, token, timing=timing, background=background)
 
         if directory is None:
             await where()  # raises, or says where it is without asking anybody

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from modelreg.api import directory_pb2 as api
 from modelreg.client.background import Background
 from modelreg.client.endpoint import Direct, Endpoint, Inquiry, parse_url
@@ -18,6 +20,7 @@ INQUIRE_SECONDS = 10.0
 
 async def resolve(
     endpoint: Endpoint,
+    tls: ssl.SSLContext | None,
     directory: Endpoint | None,
     token: str | None,
     *,
@@ -29,6 +32,7 @@ async def resolve(
 
     Arguments:
         endpoint: the service.
+        tls: what it's connected to with, from `Endpoint.tls_context`.
         directory: whom to ask, if the endpoint doesn't say where; its URL has to.
         token: for the Directory.
         timing: of the connection to it.
@@ -41,7 +45,7 @@ async def resolve(
     """
     target = parse_url(endpoint.url)
     if isinstance(target, Direct):
-        return Address(target.host, target.port, endpoint.tls_context())
+        return Address(target.host, target.port, tls)
     if directory is None:
         raise ValueError(
             f"{endpoint.url} needs a directory: give the Context a directory_endpoint, set COGMENT_DIRECTORY_ENDPOINT, "
@@ -57,15 +61,13 @@ async def resolve(
         found = await _inquire(channel, target, wanted)
     finally:
         channel.close()
-    protocol = api.ServiceEndpoint.GRPC_SSL if endpoint.uses_tls else api.ServiceEndpoint.GRPC
+    protocol = api.ServiceEndpoint.GRPC_SSL if tls is not None else api.ServiceEndpoint.GRPC
     for service in found:
         if service.endpoint.protocol == protocol:
-            return Address(service.endpoint.host, service.endpoint.port, endpoint.tls_context())
+            return Address(service.endpoint.host, service.endpoint.port, tls)
     if found:
         hint = (
-            "without TLS: leave out the endpoint's keys"
-            if endpoint.uses_tls
-            else "with TLS only: give the endpoint keys"
+            "without TLS: leave out the endpoint's keys" if tls is not None else "with TLS only: give the endpoint keys"
         )
         raise CallFailed(
             Code.FAILED_PRECONDITION, f"what the directory has for {endpoint.url} is {hint}", delivered=False

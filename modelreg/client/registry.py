@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, overload
 
@@ -157,7 +158,8 @@ class ModelRegistry:
             NotFound: there is no such model.
             Damaged: it isn't what was stored, by its hash.
         """
-        found = await self._retrieve(name, iteration, progress, timeout)
+        with translated(), deadline(self._rpc.limit(timeout)):
+            found = await self._retrieve(name, iteration, progress, timeout)
         return None if found is None else found[0]
 
     async def _retrieve_latest(self, name: str) -> tuple[bytes, ModelIterationInfo] | None:
@@ -224,17 +226,34 @@ class ModelRegistry:
             view = memoryview(into).cast("B")
             if view.readonly:
                 raise TypeError("the buffer to download into has to be writable")
-            return await self._fetch(name, iteration, lambda info: _fitting(view, info), progress, timeout)
+            with translated(), deadline(self._rpc.limit(timeout)):
+                return await self._fetch(name, iteration, lambda info: _fitting(view, info), progress, timeout)
         if not overwrite and os.path.lexists(into):  # noqa: ASYNC240
             raise FileExistsError(f"{os.fspath(into)} is there already")
-        info = await self.get_iteration_info(name, iteration, timeout=timeout)
-        while info is not None:
-            with FileTarget(into, info.size, overwrite=overwrite) as target:
-                if await self._fill(info, target, progress, timeout):
-                    await target.commit()
-                    return info
-            info = None if iteration > 0 else await self.get_iteration_info(name, iteration, timeout=timeout)
-        return None
+        with translated(), deadline(self._rpc.limit(timeout)):
+            return await self._fetch_file(name, into, iteration, overwrite, progress, timeout)
+
+    async def _fetch_file(
+        self,
+        name: str,
+        into: os.PathLike[str],
+        iteration: int,
+        overwrite: bool,
+        progress: Progress | None,
+        timeout: float | None,
+    ) -> ModelIterationInfo | None:
+        with ExitStack() as stack:
+            target: FileTarget | None = None
+
+            def make(info: ModelIterationInfo) -> Target:
+                nonlocal target
+                target = stack.enter_context(FileTarget(into, info.size, overwrite=overwrite))
+                return target
+
+            info = await self._fetch(name, iteration, make, progress, timeout)
+            if info is not None and target is not None:
+                await target.commit()
+            return info
 
     async def _fetch(
         self,
@@ -244,14 +263,15 @@ class ModelRegistry:
         progress: Progress | None,
         timeout: float | None,
     ) -> ModelIterationInfo | None:
-        """Fill a target made for an iteration."""
+        """Fill a target made for an iteration; the iteration it was, None when it isn't available."""
+        tried: ModelIterationInfo | None = None
         while True:
             info = await self.get_iteration_info(name, iteration, timeout=timeout)
-            if info is None or await self._fill(info, make(info), progress, timeout):
-                return info
-            if iteration > 0:
+            if info is None or info == tried:
                 return None
-            # The newest has been replaced by a newer one meanwhile.
+            if await self._fill(info, make(info), progress, timeout):
+                return info
+            tried = info  # it went meanwhile; where it was the newest, there may be another one
 
     async def _fill(
         self, info: ModelIterationInfo, target: Target, progress: Progress | None, timeout: float | None
@@ -263,7 +283,7 @@ class ModelRegistry:
                 progress(info.size, info.size)
             return True
         try:
-            with translated(), deadline(timeout):
+            with translated():
                 await Download(self._rpc, info, target, progress, timeout).run()
         except NotFound:
             return False
@@ -282,12 +302,13 @@ class ModelRegistry:
         """All models."""
         found: list[ModelInfo] = []
         request = api.RetrieveModelsRequest(models_count=PAGE)
-        while True:
-            reply = await self._rpc.unary("RetrieveModels", request, api.RetrieveModelsReply, timeout)
-            found += map(ModelInfo.of, reply.model_infos)
-            if len(reply.model_infos) < PAGE:  # the handle is never empty
-                return found
-            request.model_handle = reply.next_model_handle
+        with translated(), deadline(self._rpc.limit(timeout)):
+            while True:
+                reply = await self._rpc.unary("RetrieveModels", request, api.RetrieveModelsReply, timeout)
+                found += map(ModelInfo.of, reply.model_infos)
+                if len(reply.model_infos) < PAGE:  # the handle is never empty
+                    return found
+                request.model_handle = reply.next_model_handle
 
     async def list_iterations(self, model_name: str, *, timeout: float | None = None) -> list[ModelIterationInfo]:
         """All iterations of a model that are available: the stored ones, and the transient ones that are left.
@@ -297,12 +318,13 @@ class ModelRegistry:
         """
         found: list[ModelIterationInfo] = []
         request = api.RetrieveVersionInfosRequest(model_id=model_name, versions_count=PAGE)
-        while True:
-            reply = await self._rpc.unary("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply, timeout)
-            found += map(ModelIterationInfo.of, reply.version_infos)
-            if len(reply.version_infos) < PAGE:
-                return found
-            request.version_handle = reply.next_version_handle
+        with translated(), deadline(self._rpc.limit(timeout)):
+            while True:
+                reply = await self._rpc.unary("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply, timeout)
+                found += map(ModelIterationInfo.of, reply.version_infos)
+                if len(reply.version_infos) < PAGE:
+                    return found
+                request.version_handle = reply.next_version_handle
 
     async def get_iteration_info(
         self, name: str, iteration: int, *, timeout: float | None = None

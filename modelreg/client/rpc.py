@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 import attrs
+from google.protobuf.message import DecodeError
 
 from modelreg.client.errors import error_of
 from modelreg.client.retry import patiently
 from modelreg.client.transport.channel import Channel, deadline
-from modelreg.client.transport.status import CallFailed
+from modelreg.client.transport.status import CallFailed, Code
 
 SERVICE = "/cogmentAPI.ModelRegistrySP/"
 
@@ -58,9 +59,11 @@ class Rpc:
 
     async def once(self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None) -> R_co:
         """Make one call. Raises `CallFailed`."""
-        return reply.FromString(
-            await self.channel.unary(SERVICE + method, request.SerializeToString(), timeout=timeout)
-        )
+        message = await self.channel.unary(SERVICE + method, request.SerializeToString(), timeout=timeout)
+        try:
+            return reply.FromString(message)
+        except DecodeError:
+            raise CallFailed(Code.INTERNAL, f"the answer to {method} is no valid message") from None
 
     async def unary(
         self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None

@@ -84,6 +84,16 @@ def _view(model: object) -> memoryview | None:
         return None
 
 
+def flat(view: memoryview) -> memoryview:
+    """The bytes of a piece of memory. Raises `ValueError` where they don't lie together."""
+    if not view.nbytes:
+        return memoryview(b"")  # a shape with a zero in it can't be cast
+    try:
+        return view.cast("B")
+    except TypeError as error:
+        raise ValueError(f"this can't be sent from where it lies, make bytes of it: {error}") from None
+
+
 def _required(size: int | None) -> int:
     if size is None:
         raise ValueError("a model that comes in pieces needs its size in bytes: size=…")
@@ -103,9 +113,7 @@ class MemorySource:
     repeatable = True
 
     def __init__(self, view: memoryview) -> None:
-        if not view.c_contiguous:
-            raise ValueError("a bytes-like model has to be contiguous")
-        self._view = view.cast("B")
+        self._view = flat(view)
         self.size = len(self._view)
 
     async def digest(self) -> bytes | None:
@@ -191,7 +199,7 @@ class StreamSource:
     async def pieces(self) -> AsyncIterator[memoryview]:
         try:
             async for data in self._pieces:
-                for piece in _slices(memoryview(data).cast("B")):
+                for piece in _slices(flat(memoryview(data))):
                     yield piece
         finally:
             close = getattr(self._pieces, "aclose", None)  # an async generator that isn't wanted to its end
@@ -226,7 +234,7 @@ async def _from_iterable(pieces: Iterable[Buffer]) -> AsyncIterator[memoryview]:
         found: list[memoryview] = []
         size = 0
         for piece in iterator:
-            view = memoryview(piece).cast("B")
+            view = flat(memoryview(piece))
             found.append(view)
             size += len(view)
             if size >= PIECE_BYTES:

@@ -6,6 +6,7 @@ Registry tells of the newest only), those in between are listed. What isn't avai
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict, deque
 
@@ -15,7 +16,7 @@ from typing_extensions import Self
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.errors import error_of
 from modelreg.client.infos import ModelIterationInfo
-from modelreg.client.retry import Backoff, patiently, transient
+from modelreg.client.retry import Backoff, transient
 from modelreg.client.rpc import SERVICE, Rpc
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import deadline
@@ -41,7 +42,7 @@ class IterationUpdates:
         self._call: Call | None = None
         self._thread = threading.get_ident()
         self._first_of_call = True
-        self._worked = False
+        self._patient_until: float | None = None
         self._backoff = Backoff()
 
     def __aiter__(self) -> Self:
@@ -54,14 +55,17 @@ class IterationUpdates:
             NotFound: there is no such model, or it has been deleted.
             Unavailable: nobody answers, and nobody has before.
         """
+        if self._patient_until is None:
+            self._patient_until = anyio.current_time() + self._rpc.patience
         while not self._ready:
             try:
                 await self._more()
             except CallFailed as failure:
                 self._hang_up()
-                if not transient(failure) or not self._worked:
+                pause = self._backoff.pause()
+                if not transient(failure) or anyio.current_time() + pause > self._patient_until:
                     raise error_of(failure) from None
-                await anyio.sleep(self._backoff.pause())
+                await anyio.sleep(pause)
             except BaseException:
                 self._hang_up()
                 raise
@@ -88,15 +92,12 @@ class IterationUpdates:
     async def _more(self) -> None:
         """Wait for an update, and put what it means into `_ready`."""
         if self._call is None:
-            if self._worked:
-                self._call = await self._dial()
-            else:
-                self._call = await patiently(self._dial, patience=self._rpc.patience)
+            self._call = await self._dial()
             self._first_of_call = True
         message = await self._call.receive()
         if message is None:
             raise CallFailed(Code.UNAVAILABLE, "the registry has ended the updates")
-        self._worked = True
+        self._patient_until = math.inf  # it's there; should it go, it will be back
         self._backoff.reset()
         info = ModelIterationInfo.of(api.VersionUpdateReply.FromString(message).version_info)
         self._ready.extend(await self._since(info))

@@ -117,7 +117,7 @@ class TestUpload:
             (lambda _: pieces(), {}, ValueError, "needs its size"),
             (lambda _: sync_pieces(), {"size": -1}, ValueError, "negative"),
             (lambda _: io.StringIO("text"), {}, TypeError, "'rb'"),
-            (lambda _: memoryview(DATA)[::2], {}, ValueError, "contiguous"),
+            (lambda _: memoryview(DATA)[::2], {}, ValueError, "make bytes of it"),
             (lambda _: pieces(), {"size": len(DATA) + 1}, ValueError, "ended after"),
             (lambda _: pieces(), {"size": len(DATA) - 1}, ValueError, "goes on"),
             (lambda _: Path("nothing here"), {}, FileNotFoundError, "nothing here"),

@@ -52,6 +52,7 @@ class Connection:
         self._news = Signal()
         self._heard = anyio.current_time()
         self._scope = anyio.CancelScope()
+        self._sending = False
         self._name = str(address)
         self._reason = f"the connection to {self._name} was closed"
         self._task: BackgroundTask | None = None
@@ -107,11 +108,12 @@ class Connection:
                         tasks.start_soon(self._guard, task)
         finally:
             self._core.lost(self._reason)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECONDS):
-                try:
-                    await self._wire.send([*self._core.plan(), self._core.close()])
-                except OSError:
-                    pass  # it's the usual reason for being here
+            if not self._sending:  # else it would become part of what was being sent
+                with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECONDS):
+                    try:
+                        await self._wire.send([*self._core.plan(), self._core.close()])
+                    except OSError:
+                        pass  # it's the usual reason for being here
             self._wire.close()
 
     async def _guard(self, task: object) -> None:
@@ -149,7 +151,9 @@ class Connection:
         while True:
             pieces = self._core.plan()
             if pieces:
+                self._sending = True
                 await self._wire.send(pieces)
+                self._sending = False
                 del pieces
             else:
                 await self._outgoing.wait()
