@@ -198,12 +198,24 @@ class Outbound:
         taken = 0
         while out and taken < budget and taken < window:
             size = min(max_frame, stream.out_bytes, window - taken)
-            if stream.file is not None and not self._pages_ready(stream, size):
+            first = out[0]
+            # The usual case in bulk is a frame with nothing but a part of a file.
+            whole = first if isinstance(first, FilePiece) and size <= first.left else None
+            ready = whole is not None and whole.offset + size <= whole.checked_until
+            if not ready and stream.file is not None and not self._pages_ready(stream, size):
                 break
             items.append(frames.frame_header(size, frames.DATA, 0, stream.id))
             stream.out_bytes -= size
             taken += size
             self.frames_cut += 1 + (size >> 14)
+            if whole is not None:
+                items.append(FileSpan(whole, whole.offset, size))
+                plan.has_files = True
+                whole.offset += size
+                whole.left -= size
+                if not whole.left:
+                    out.popleft()
+                continue
             while size:
                 piece = out[0]
                 if isinstance(piece, FilePiece):
