@@ -221,6 +221,6 @@ async def test_without_a_free_descriptor_an_upload_fails_alone(archive: Archive)
         with no_free_descriptor():
             durable.create_temporary(archive._layout.tmp)
 
-    with pytest.raises(StorageFailed):
+    with pytest.raises(ResourceExhausted, match="ulimit"):
         await archive.threads.file(make)
     await store(archive, "m", 1, pattern(LARGE))

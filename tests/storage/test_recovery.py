@@ -18,9 +18,22 @@ from modelreg.log import silent_logger
 from modelreg.storage import durable, recovery, sidecars
 from modelreg.storage.layout import HIGHEST_NUMBER, Layout
 from modelreg.storage.recovery import NUMBERS_SKIPPED, ORPHAN_AGE, FoundModel
-from tests.storage.surroundings import fail_directory_syncs, files_below, model_record, no_free_descriptor, record_of
+from tests.storage.surroundings import (
+    fail_directory_syncs,
+    files_below,
+    model_record,
+    no_free_descriptor,
+    quick_directory,
+    record_of,
+)
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as path:
+        yield path
 
 
 @contextlib.contextmanager

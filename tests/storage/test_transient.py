@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,10 +28,17 @@ from tests.storage.surroundings import (
     model_record,
     open_descriptors,
     pattern,
+    quick_directory,
     store,
 )
 
 Store = TransientStore[str]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as path:
+        yield path
 
 
 @pytest.fixture
