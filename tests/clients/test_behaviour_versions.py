@@ -308,8 +308,7 @@ def test_data_damaged_at_rest_is_data_loss_logged_and_counted_and_healed_by_stor
         for model_id, (_, data) in contents.items():
             assert_lost(calls, model_id, len(data))
             assert int(calls.status("damaged")["damaged"]) > 0
-            logged = [line["sha256"] for line in server.log if line["event"] == "a blob is damaged"]
-            assert hashlib.sha256(data).hexdigest() in logged
+            server.wait_for_log("a blob is damaged", sha256=hashlib.sha256(data).hexdigest())
             assert calls.data(model_id, 2) == b"sound"
             assert store(calls, model_id, data, archived=True) == 3
             assert calls.data(model_id, 1) == data

@@ -91,16 +91,17 @@ class ServerProgram:
             self._ended = True
             self._news.notify_all()
 
-    def wait_for_log(self, event: str) -> LogLine:
-        """The first line of this event since the start, as soon as it's there."""
+    def wait_for_log(self, event: str, **fields: object) -> LogLine:
+        """The first line since the start of this event, with these fields, as soon as it's there."""
+        wanted = {"event": event, **fields}
 
         def found() -> LogLine | None:
-            return next((line for line in self.log if line["event"] == event), None)
+            return next((line for line in self.log if wanted.items() <= line.items()), None)
 
         with self._news:
             self._news.wait_for(lambda: found() or self._ended, PATIENCE)
             line = found()
-            assert line is not None, f"no {event!r} in the log: {self.log}, {self._said()!r}"
+            assert line is not None, f"no {wanted} in the log: {self.log}, {self._said()!r}"
             return line
 
     def signal(self, number: int) -> None:
