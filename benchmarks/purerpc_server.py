@@ -29,11 +29,10 @@ async def main(directory: Path, chunk: int) -> None:
             server = purerpc.Server(port=0)
             services = build_services(
                 registry,
-                readiness,
+                readiness=readiness,
                 reflection=False,
                 max_data_chunk_bytes=settings.max_data_chunk_bytes,
                 logger=logger,
-                tokens=lambda: None,
             )
             for service in services:
                 server.add_service(service)

@@ -1,8 +1,8 @@
 """Puts the registry together, and takes it down again in order.
 
 Up: log, archive (lock, sweep, read), registry, services, and last the port, so that whoever can connect is served. Down, on SIGTERM or
-SIGINT: health says NOT_SERVING, watches end, nothing new is accepted, running calls may finish for a while, number
-ceilings are written back, the lock goes. A second signal ends it at once. SIGHUP reads certificates and tokens again.
+SIGINT: the directory is told, health says NOT_SERVING, watches end, nothing new is accepted, running calls may finish for
+a while, number ceilings are written back, the lock goes. A second signal ends it at once. SIGHUP reads certificates and tokens again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import attrs
 import trio
 
 from modelreg.credentials import Credentials
+from modelreg.directory import stay_registered
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import Logger, open_log
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
-from modelreg.services import STREAMED, Readiness, build_services
+from modelreg.services import STREAMED, Readiness, admission, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -99,15 +100,15 @@ async def serve(
         gc.freeze()  # the index: a collection that walks a million versions would hold up every call
         services = build_services(
             registry,
-            readiness,
+            readiness=readiness,
             reflection=settings.grpc_reflection,
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
             logger=logger,
-            tokens=credentials.tokens,
         )
         limits = Limits()
         limits = attrs.evolve(limits, max_connections=max(1, min(limits.max_connections, files // 2)))
-        transport = Server(services, limits=limits, streamed=STREAMED, logger=logger)
+        admit = admission(readiness, credentials.tokens)
+        transport = Server(services, limits=limits, streamed=STREAMED, admit=admit, logger=logger)
         listeners = await _listen(settings.host, settings.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
@@ -124,11 +125,14 @@ async def serve(
                 versions=statistics.versions,
             )
             task_status.started(port)
+            stopping = trio.Event()
+            nursery.start_soon(stay_registered, settings, port, stopping, logger)
             async with trio.open_nursery() as scrubbing:
                 if settings.scrub_bytes_per_second:
                     scrubbing.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
                 await _wait_for_either(stop, archive.threads.failed)
                 scrubbing.cancel_scope.cancel()
+            stopping.set()
             readiness.stop()
             registry.stop_watches()
             transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)

@@ -12,49 +12,47 @@ from modelreg.services.authentication import Tokens
 from modelreg.services.health import HealthServicer, Readiness
 from modelreg.services.model_registry import ModelRegistryServicer
 from modelreg.services.reflection import reflection_servicers
-from modelreg.services.statuses import translated
+from modelreg.services.statuses import errors_as_statuses, translated
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import Request
 
-__all__ = ["STREAMED", "Readiness", "Tokens", "build_services"]
+__all__ = ["STREAMED", "Readiness", "Tokens", "admission", "build_services"]
+
+REGISTRY = "cogmentAPI.ModelRegistrySP"
+HEALTH = "grpc.health.v1.Health"
 
 # Methods whose messages are taken apart while they arrive, and by what.
-STREAMED = {"/cogmentAPI.ModelRegistrySP/CreateVersion": ChunkDecoder}
+STREAMED = {f"/{REGISTRY}/CreateVersion": ChunkDecoder}
 
 # Methods that need a token which may write.
 WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
 
 
 def build_services(
-    registry: Registry,
-    readiness: Readiness,
-    *,
-    reflection: bool,
-    max_data_chunk_bytes: int,
-    logger: Logger,
-    tokens: Callable[[], Tokens | None],
+    registry: Registry, *, reflection: bool, max_data_chunk_bytes: int, logger: Logger, readiness: Readiness
 ) -> list[Service]:
-    """All that is served on one port.
+    """All that is served on one port."""
+    main = ModelRegistryServicer(registry, max_data_chunk_bytes=max_data_chunk_bytes, logger=logger).service
+    servicers = [HealthServicer(readiness, [REGISTRY])]
+    if reflection:
+        servicers += reflection_servicers([REGISTRY, HEALTH])
+    return [translated(main), *(translated(servicer.service) for servicer in servicers)]
 
-    The registry's own calls pass only while it's ready. Where *tokens* gives some, they and reflection need one; health is open to all.
+
+def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
+    """Decides for the transport, before anything of a call's body is read, whether it may pass.
+
+    Where *tokens* gives some, all but health checks need one. The registry's own calls pass only while it's ready.
     """
 
-    def authenticated(method: str, request: Request) -> None:
-        known = tokens()
-        if known is not None:
-            known.check(request, writes=method in WRITING)
+    def admit(request: Request) -> None:
+        if request.service_name == HEALTH:
+            return
+        with errors_as_statuses():
+            known = tokens()
+            if known is not None:
+                known.check(request, writes=request.method_name in WRITING)
+            if request.service_name == REGISTRY:
+                readiness.check()
 
-    def ready(method: str, request: Request) -> None:
-        authenticated(method, request)
-        readiness.check()
-
-    def open_to_all(method: str, request: Request) -> None:
-        pass
-
-    main = ModelRegistryServicer(registry, max_data_chunk_bytes=max_data_chunk_bytes, logger=logger).service
-    health = HealthServicer(readiness, [main.name]).service
-    services = [translated(main, ready), translated(health, open_to_all)]
-    if reflection:
-        reflecting = reflection_servicers([main.name, health.name])
-        services.extend(translated(servicer.service, authenticated) for servicer in reflecting)
-    return services
+    return admit

@@ -23,6 +23,7 @@ from .core import Core
 from .faults import ConnectionFault
 from .files import FileMessage
 from .messages import PAUSE, MessageDecoder, StreamedMessages, WholeMessages, invalid
+from .requests import Request
 from .signals import Signal
 from .streams import Stream
 
@@ -156,6 +157,7 @@ class Call:
         stream: Stream,
         method: Method,
         decoder: Callable[[], MessageDecoder] | None,
+        admit: Callable[[Request], None] | None,
         max_message_bytes: int,
         logger: Logger,
     ) -> None:
@@ -164,6 +166,7 @@ class Call:
         self._gate = gate
         self._method = method
         self._decoder = decoder
+        self._admit = admit
         self._max_message_bytes = max_message_bytes
         self._logger = logger
         self._room = Signal()
@@ -210,6 +213,8 @@ class Call:
     async def _handle(self) -> None:
         method = self._method
         request = self.stream.request
+        if self._admit is not None:
+            self._admit(request)
         requests = Requests(self._core, self.stream, self._messages())
         try:
             argument: object = requests if method.request_stream else await requests.only()

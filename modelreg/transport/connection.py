@@ -25,6 +25,7 @@ from .faults import ConnectionFault, ErrorCode
 from .limits import Limits
 from .messages import MessageDecoder
 from .outbound import Plan
+from .requests import Request
 from .signals import Signal
 from .streams import Stream
 from .wire import LOST, prefetch, wire_for
@@ -49,11 +50,13 @@ class Shared:
         self,
         methods: Mapping[str, Method],
         streamed: Mapping[str, Callable[[], MessageDecoder]],
+        admit: Callable[[Request], None] | None,
         limits: Limits,
         logger: Logger,
     ) -> None:
         self.methods = methods
         self.streamed = streamed
+        self.admit = admit
         self.limits = limits
         self.logger = logger
         self.buffers = BufferPool()
@@ -187,7 +190,8 @@ class Connection:
                 core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {path[1:]}")
                 continue
             decoder = shared.streamed.get(path)
-            call = Call(core, self._gate, stream, method, decoder, shared.limits.max_message_bytes, shared.logger)
+            limit = shared.limits.max_message_bytes
+            call = Call(core, self._gate, stream, method, decoder, shared.admit, limit, shared.logger)
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._run, call, name=path)

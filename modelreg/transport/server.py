@@ -13,6 +13,7 @@ from .calls import Logger
 from .connection import Connection, Shared
 from .limits import Limits
 from .messages import MessageDecoder
+from .requests import Request
 
 ACCEPT_PAUSE = 0.1
 """Seconds without accepting after accept() has failed, as it does when descriptors or memory are used up."""
@@ -42,6 +43,7 @@ class Server:
       services: purerpc `Service` objects.
       limits: the bounds of the server.
       streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf there.
+      admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is raised.
       logger: takes errors with their traceback; a structlog or standard logger.
     """
 
@@ -51,11 +53,12 @@ class Server:
         *,
         limits: Limits = Limits(),  # noqa: B008
         streamed: Mapping[str, Callable[[], MessageDecoder]] | None = None,
+        admit: Callable[[Request], None] | None = None,
         logger: Logger | None = None,
     ) -> None:
         self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
         self._limits = limits
-        self._shared = Shared(methods(services), streamed or {}, limits, self._logger)
+        self._shared = Shared(methods(services), streamed or {}, admit, limits, self._logger)
         self._connections: set[Connection] = set()
         self._slots = trio.Semaphore(limits.max_connections)
         self._drain_deadline: float | None = None

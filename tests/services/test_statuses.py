@@ -11,7 +11,7 @@ from modelreg import errors
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
-from modelreg.errors import ModelregError, NotFound, Unavailable
+from modelreg.errors import ModelregError
 from modelreg.services.statuses import translated
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ModelregError)]
@@ -42,15 +42,11 @@ def method(service: Service, name: str) -> Any:
     return service.methods[name].method_fn
 
 
-def open_gate(method: str, request: object) -> None:
-    pass
-
-
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not ModelregError])
 async def test_each_of_the_domains_errors_becomes_its_status(kind: type[ModelregError]) -> None:
     servicer = Servicer()
     servicer.error = kind("what a person reads")
-    service = translated(servicer.service, open_gate)
+    service = translated(servicer.service)
     with pytest.raises(RpcFailedError) as caught:
         await method(service, "Status")(common_pb2.StatusRequest(), request=None)
     assert (caught.value.status.status_code, caught.value.status.status_message) == (kind.status, "what a person reads")
@@ -66,44 +62,27 @@ async def test_any_other_exception_is_left_to_the_transport() -> None:
     servicer = Servicer()
     servicer.error = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
-        await method(translated(servicer.service, open_gate), "Status")(common_pb2.StatusRequest(), request=None)
+        await method(translated(servicer.service), "Status")(common_pb2.StatusRequest(), request=None)
 
 
 async def test_replies_pass_as_they_are() -> None:
-    service = translated(Servicer().service, open_gate)
+    service = translated(Servicer().service)
     reply = await method(service, "Status")(common_pb2.StatusRequest(names=["a", "b"]), request=None)
     assert dict(reply.statuses) == {"asked": "a,b"}
 
 
 async def test_stream_that_is_given_up_is_closed_at_once() -> None:
     servicer = Servicer()
-    stream = method(translated(servicer.service, open_gate), "VersionUpdate")(api.VersionUpdateRequest(), request=None)
+    stream = method(translated(servicer.service), "VersionUpdate")(api.VersionUpdateRequest(), request=None)
     await anext(stream)
     assert not servicer.closed
     await stream.aclose()
     assert servicer.closed
 
 
-async def test_gate_comes_first_and_is_told_the_method_and_the_request() -> None:
-    passed: list[tuple[str, object]] = []
-
-    def gate(method: str, request: object) -> None:
-        passed.append((method, request))
-        raise Unavailable("the registry is starting")
-
-    servicer = Servicer()
-    servicer.error = NotFound("it wasn't asked")
-    service = translated(servicer.service, gate)
-    with pytest.raises(RpcFailedError, match="starting"):
-        await method(service, "Status")(common_pb2.StatusRequest(), request="its request")
-    with pytest.raises(RpcFailedError, match="starting"):
-        await anext(method(service, "VersionUpdate")(api.VersionUpdateRequest(), request="another"))
-    assert passed == [("Status", "its request"), ("VersionUpdate", "another")]
-
-
 def test_every_method_stays_with_its_signature() -> None:
     service = Servicer().service
-    result = translated(service, open_gate)
+    result = translated(service)
     assert result.name == service.name
     assert {name: bound.signature for name, bound in result.methods.items()} == {
         name: bound.signature for name, bound in service.methods.items()
