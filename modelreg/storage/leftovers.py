@@ -96,7 +96,9 @@ def _unfinished(layout: Layout) -> Iterator[Leftover]:
 
 
 def _size(path: Path) -> int:
-    return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir() or file.is_symlink())
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(_size(entry) for entry in path.iterdir())
 
 
 def _ignore(_: str) -> None:

@@ -1,0 +1,157 @@
+"""``modelreg verify`` and ``modelreg gc``, on a stopped archive and beside a running server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelreg.cli import main
+from modelreg.storage.layout import Layout
+from tests.clients.calls import connected
+from tests.support.server import ServerProgram, server_program
+
+
+def damage(layout: Layout, content: bytes) -> None:
+    path = layout.blob(hashlib.sha256(content).digest())
+    path.chmod(0o640)
+    path.write_bytes(b"damaged"[: len(content)])
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> ServerProgram:
+    """A registry with two models, which has ended."""
+    with server_program(tmp_path / "archive") as result, connected(result.address) as calls:
+        for model_id in ("a", "b"):
+            calls.create(model_id)
+            calls.store(model_id, b"shared")
+        calls.store("b", b"alone")
+    return result
+
+
+class Ran:
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
+        self.code = main([str(argument) for argument in arguments])
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+
+def test_all_is_well(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "2 models, 3 stored versions, 2 blobs of 11 bytes in all\nno damage found\n"
+
+
+def test_the_directory_may_come_by_its_variable(
+    program: ServerProgram, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ARCHIVE_DIR", str(program.archive_dir))
+    assert Ran(capsys, "verify", "--format=json").json["blobs"] == 2
+    assert Ran(capsys, "gc", "--format=json").json["found"] == []
+
+
+def test_damage_is_named(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(program.archive_dir)
+    damage(layout, b"shared")
+    layout.version_sidecar("b", 2).write_bytes(b"")
+    ran = Ran(capsys, "verify", "--archive-dir", program.archive_dir)
+    name = hashlib.sha256(b"shared").hexdigest()
+    assert ran.code == 1
+    assert ran.err == ""
+    lines = ran.out.splitlines()
+    assert f"damaged blob  blobs/sha256/{name[:2]}/{name}" in lines[-3]
+    assert "its content has changed" in lines[-3]
+    assert "version 1 of a, version 1 of b" in lines[-3]
+    assert "bad record    models/b/versions/0000000002.json" in lines[-2]
+    assert lines[-1] == "2 damaged"
+
+
+def test_a_repair_and_what_heals(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(program.archive_dir)
+    damage(layout, b"shared")
+    layout.version_sidecar("b", 2).write_bytes(b"")
+    ran = Ran(capsys, "verify", "--repair", "--archive_dir", program.archive_dir)
+    assert ran.code == 1
+    assert ran.out.count("moved to quarantine") == 2
+    assert len(list(layout.quarantine.iterdir())) == 2
+    ran = Ran(capsys, "verify", "--format=json", "--archive_dir", program.archive_dir)
+    assert ran.code == 1
+    (found,) = ran.json["damage"]
+    assert found["kind"] == "missing blob"
+    assert found["versions"] == [["a", 1], ["b", 1]]
+    program.start()
+    with connected(program.address) as calls:
+        assert calls.store("a", b"shared").version_number == 2
+        assert calls.data("b", 1) == b"shared"
+        assert calls.store("b", b"next").version_number == 3
+        ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
+        assert ran.code == 0
+        assert ran.out.startswith(f"only read, not locked: in use by process {program.process.pid} on ")
+    program.stop()
+
+
+def test_beside_a_server(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
+    program.start()
+    for arguments in (("verify", "--repair"), ("gc",), ("gc", "--yes")):
+        ran = Ran(capsys, *arguments, "--archive_dir", program.archive_dir)
+        assert ran.code == 4
+        assert ran.out == ""
+        assert ran.err.count("\n") == 1
+        assert str(program.process.pid) in ran.err
+    program.stop()
+
+
+@pytest.mark.parametrize("command", ["verify", "gc"])
+def test_no_archive_there(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capsys, command, "--archive_dir", tmp_path / "nothing")
+    assert (ran.code, ran.out) == (3, "")
+    assert "nothing" in ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_can_only_be_read(
+    program: ServerProgram, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+    ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
+    assert ran.code == 0
+    assert ran.out.startswith("only read, not locked: it can't be locked (Permission denied)")
+    assert Ran(capsys, "verify", "--repair", "--archive_dir", program.archive_dir).code == 3
+    assert Ran(capsys, "gc", "--archive_dir", program.archive_dir).code == 3
+
+
+def test_gc(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(program.archive_dir)
+    orphan = layout.blob(hashlib.sha256(b"orphan").digest())
+    orphan.write_bytes(b"orphan")
+    (layout.tmp / "half").write_bytes(b"half")
+    assert "2 leftovers" in Ran(capsys, "verify", "--archive_dir", program.archive_dir).out
+    ran = Ran(capsys, "gc", "--archive_dir", program.archive_dir)
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        f"           6  blob        {orphan.relative_to(program.archive_dir)}",
+        "           4  unfinished  tmp/half",
+        "2 files, 10 bytes: to be deleted with --yes",
+    ]
+    assert orphan.exists()
+    ran = Ran(capsys, "gc", "--yes", "--format=json", "--archive_dir", program.archive_dir)
+    assert ran.code == 0
+    assert (ran.json["deleted"], ran.json["bytes"], len(ran.json["found"])) == (True, 10, 2)
+    assert not orphan.exists()
+    assert Ran(capsys, "gc", "--archive_dir", program.archive_dir).out == "0 files, 0 bytes: to be deleted with --yes\n"
+    assert Ran(capsys, "verify", "--archive_dir", program.archive_dir).code == 0
