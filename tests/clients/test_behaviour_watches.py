@@ -110,6 +110,25 @@ def test_watcher_that_reads_slowly_has_no_queue_and_is_not_told_of_what_is_gone_
         assert len(numbers) < MANY
 
 
+def test_watcher_that_reads_slowly_is_told_of_a_deletion_though_the_model_was_created_again_since(
+    start_server: StartServer,
+) -> None:
+    server = start_server(f"--cache_max_items={MANY}")
+    with connected(server.address) as calls, connected(server.address, *HESITANT) as others:
+        calls.create("m")
+        with others.watch("m") as slow:
+            calls.wait_for_status(watchers=1)
+            for _ in range(MANY):
+                calls.publish("m", b"data", user_data=LONG)
+            calls.DeleteModel(api.DeleteModelRequest(model_id="m"))
+            calls.create("m")
+            told: list[int] = []
+            with fails(Code.NOT_FOUND, 'no model "m" found'):
+                told.extend(reply.version_info.version_number for reply in slow.call)
+            assert told == list(range(1, len(told) + 1))
+            assert len(told) < MANY
+
+
 def test_many_watchers_all_hear_of_a_version(calls: Calls, model: str) -> None:
     watches = [calls.watch(model) for _ in range(200)]
     calls.wait_for_status(watchers=200)
