@@ -209,11 +209,12 @@ class ModelRegistry:
         iteration_properties: Mapping[str, str] | None = None,
         *,
         size: int | None = None,
+        sha256: bytes | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Publish a model, and keep it until it's removed."""
-        store = partial(self._registry.store_model, size=size, progress=progress, timeout=timeout)
+        store = partial(self._registry.store_model, size=size, sha256=sha256, progress=progress, timeout=timeout)
         return self._loop.call(store, name, model, iteration_properties)
 
     def publish_model(
@@ -223,11 +224,12 @@ class ModelRegistry:
         iteration_properties: Mapping[str, str] | None = None,
         *,
         size: int | None = None,
+        sha256: bytes | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Send a model to others, for as long as the registry has room for it."""
-        publish = partial(self._registry.publish_model, size=size, progress=progress, timeout=timeout)
+        publish = partial(self._registry.publish_model, size=size, sha256=sha256, progress=progress, timeout=timeout)
         return self._loop.call(publish, name, model, iteration_properties)
 
     def retrieve_model(

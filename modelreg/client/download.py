@@ -46,7 +46,8 @@ class Download:
             before = target.received
             chunks.feed(data)
             assert call is not None
-            call.consumed(len(data) - (target.received - before))  # prefixes; the rest when the target is done with it
+            kept = 0 if target.has_room else target.received - before
+            call.consumed(len(data) - kept)
 
         request = api.RetrieveVersionDataRequest(model_id=info.model_name, version_number=info.iteration)
         call = await self.rpc.channel.call(SERVICE + "RetrieveVersionData", timeout=self.timeout, sink=take)
@@ -56,7 +57,8 @@ class Download:
                 over = call.over
                 done = await target.drain(final=over)
                 if done:
-                    call.consumed(done)
+                    if not target.has_room:
+                        call.consumed(done)
                     if self.progress is not None:
                         self.progress(target.received, info.size)
                 elif over:

@@ -29,6 +29,7 @@ from modelreg.client.updates import IterationUpdates
 from modelreg.client.upload import Progress, Upload
 
 PAGE = 500
+SHA256_BYTES = 32
 
 LONGEST_LOOK = 1.0
 """Seconds between two looks whether a model that is waited for is there."""
@@ -78,6 +79,7 @@ class ModelRegistry:
         iteration_properties: Mapping[str, str] | None = None,
         *,
         size: int | None = None,
+        sha256: bytes | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
@@ -88,6 +90,8 @@ class ModelRegistry:
             model: the data: bytes-like; a path; a binary file; or an iterable, sync or async, of pieces.
             iteration_properties: custom information about this iteration.
             size: in bytes; needed for pieces, and for files that can't seek.
+            sha256: the data's hash, where it's known already: computing it takes about as long as sending. The registry
+                refuses data of another one.
             progress: told how many bytes of how many are on their way.
             timeout: in seconds, for all of it.
 
@@ -95,7 +99,7 @@ class ModelRegistry:
             OutcomeUnknown: the connection was lost at the end, and the registry isn't one that remembers requests.
             ValueError, TypeError, OSError: of the model.
         """
-        return await self._send(name, model, iteration_properties, True, size, progress, timeout)
+        return await self._send(name, model, iteration_properties, True, size, sha256, progress, timeout)
 
     async def publish_model(
         self,
@@ -104,11 +108,12 @@ class ModelRegistry:
         iteration_properties: Mapping[str, str] | None = None,
         *,
         size: int | None = None,
+        sha256: bytes | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Send a model to others, for as long as the registry has room for it. As `store_model` otherwise."""
-        return await self._send(name, model, iteration_properties, False, size, progress, timeout)
+        return await self._send(name, model, iteration_properties, False, size, sha256, progress, timeout)
 
     async def _send(
         self,
@@ -117,14 +122,17 @@ class ModelRegistry:
         properties: Mapping[str, str] | None,
         stored: bool,
         size: int | None,
+        sha256: bytes | None,
         progress: Progress | None,
         timeout: float | None,
     ) -> ModelIterationInfo:
         source = open_source(model, size)
+        if sha256 is not None and len(sha256) != SHA256_BYTES:
+            raise ValueError(f"a SHA-256 has {SHA256_BYTES} bytes, and the one given has {len(sha256)}")
         timeout = self._rpc.limit(timeout)
 
         async def send() -> ModelIterationInfo:
-            upload = Upload(self._rpc, name, source, stored, properties or {}, progress, timeout)
+            upload = Upload(self._rpc, name, source, stored, properties or {}, progress, timeout, sha256)
             with translated():
                 return await upload.run()
 

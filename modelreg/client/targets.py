@@ -2,7 +2,8 @@
 
 The connection's reader gives each piece to `write`, which only puts it aside, as all calls of the connection wait meanwhile. `drain`, asked
 by the call's own task, does what takes long, in a worker thread: hashing, and writing to disk. What it's done with is given
-back to the server as window, so memory beside the target is bounded by the stream's window (`transport.core.STREAM_WINDOW`).
+back to the server as window, so memory beside the target is bounded by the stream's window (`transport.core.STREAM_WINDOW`). A target in
+memory gives it back at once.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ class Target(Protocol):
     Attributes:
         size: what is expected, in bytes.
         received: what has been given to `write`.
+        has_room: whether it can take all there is to come, however long `drain` takes.
     """
 
     size: int
     received: int
+    has_room: bool
 
     def restart(self) -> None:
         """Begin anew, after a connection was lost."""
@@ -54,6 +57,8 @@ class Target(Protocol):
 
 class MemoryTarget:
     """Memory of the caller's, at least as large as the download; hashed while more arrives."""
+
+    has_room = True
 
     def __init__(self, view: memoryview, size: int) -> None:
         self.size = size
@@ -113,6 +118,8 @@ class FileTarget:
         size: of the data, in bytes.
         overwrite: whether a file that is there already is replaced; `FileExistsError` from `commit` where not.
     """
+
+    has_room = False
 
     def __init__(self, path: os.PathLike[str], size: int, *, overwrite: bool = True, durable: bool = True) -> None:
         self.size = size

@@ -49,6 +49,7 @@ class Upload:
     properties: Mapping[str, str]
     progress: Progress | None = None
     timeout: float | None = None
+    sha256: bytes | None = attrs.field(default=None, repr=False)
     _request_id: str = attrs.field(factory=lambda: str(uuid.uuid4()), init=False)
     _begun: bool = attrs.field(default=False, init=False)
     _uncertain: str | None = attrs.field(default=None, init=False)
@@ -61,7 +62,7 @@ class Upload:
             OutcomeUnknown: it may have.
             ValueError: the source has other than the size it was to have.
         """
-        digest = await self.source.digest()
+        digest = await self.source.digest() if self.sha256 is None else self.sha256
         try:
             return await patiently(lambda: self._attempt(digest), patience=self.rpc.patience, again=self._again)
         except CallFailed as failure:

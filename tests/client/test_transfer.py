@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import base64
 import contextlib
+import hashlib
 import io
 import mmap
 import os
@@ -147,6 +149,19 @@ class TestUpload:
         assert [done for done, _ in told] == sorted({done for done, _ in told})
         assert told[-1] == (len(DATA), len(DATA))
         assert len(told) > 3
+
+    def test_a_hash_that_is_known(self, run: Run, url: str, name: str) -> None:
+        async def main() -> None:
+            async with registry_at(url) as registry:
+                digest = hashlib.sha256(DATA).digest()
+                assert (await registry.store_model(name, DATA, sha256=digest)).hash == base64.b64encode(digest).decode()
+                assert (await registry.store_model(name, pieces(), size=len(DATA), sha256=digest)).iteration == 2
+                with pytest.raises(cogment.Refused):
+                    await registry.store_model(name, DATA[1:], sha256=digest)
+                with pytest.raises(ValueError, match="32 bytes"):
+                    await registry.store_model(name, DATA, sha256=b"short")
+
+        run(main)
 
     def test_given_up_leaves_nothing(self, run: Run, url: str, name: str) -> None:
         async def main() -> None:
