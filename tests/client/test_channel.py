@@ -1,0 +1,309 @@
+"""Calls and connections over real sockets: what a server sees of cancellation, deadlines and limits."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+import trio
+
+import modelreg.client as cogment
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as api
+from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
+from modelreg.client.background import Background
+from modelreg.client.transport.channel import Channel, encode
+from modelreg.client.transport.connection import Timing
+from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.wire import Address
+from modelreg.transport import Limits
+from tests.client.conftest import Run
+from tests.client.fakes import serving
+
+SERVICE = "/cogmentAPI.ModelRegistrySP/"
+EMPTY = common_pb2.VersionRequest().SerializeToString()
+
+
+class Watched(ModelRegistrySPServicer):
+    """A registry that never answers some calls, and says when they begin and end."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.began = threading.Event()
+        self.ended = threading.Event()
+        self.timeouts: list[float | None] = []
+
+    async def _for_ever(self, request: Any) -> None:
+        self.timeouts.append(request.timeout)
+        self.running += 1
+        self.began.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.running -= 1
+            self.ended.set()
+
+    async def Status(self, message: Any, request: Any) -> Any:  # type: ignore[override]
+        await self._for_ever(request)
+
+    async def CreateVersion(self, messages: Any, request: Any) -> Any:  # type: ignore[override]
+        await self._for_ever(request)  # and takes nothing
+
+    async def VersionUpdate(self, message: Any, request: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        yield api.VersionUpdateReply(version_info=api.ModelVersionInfo(version_number=1))
+        await self._for_ever(request)
+
+    async def RetrieveModels(self, message: Any) -> Any:
+        return api.RetrieveModelsReply(
+            model_infos=[api.ModelInfo(model_id=model_id) for model_id in message.model_ids], next_model_handle="0"
+        )
+
+    async def Version(self, message: Any) -> Any:
+        return common_pb2.VersionInfo()
+
+
+@pytest.fixture
+def servicer() -> Watched:
+    return Watched()
+
+
+async def wait_for(event: threading.Event) -> None:
+    assert await anyio.to_thread.run_sync(event.wait, 30)
+
+
+@contextlib.asynccontextmanager
+async def channel_to(port: int, **timing: float) -> AsyncIterator[Channel]:
+    background = Background()
+
+    async def where() -> Address:
+        return Address("127.0.0.1", port)
+
+    made = Channel(where, timing=Timing(**timing), background=background)
+    try:
+        yield made
+    finally:
+        made.close()
+        await background.close()
+
+
+@contextlib.asynccontextmanager
+async def registry_at(url: str, **options: Any) -> AsyncIterator[cogment.ModelRegistry]:
+    async with cogment.Context("test") as context:
+        yield await context.get_model_registry_v2(cogment.Endpoint(url), **options)
+
+
+def test_a_call_given_up_ends_on_the_server(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url) as registry:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(registry.status)
+                await wait_for(servicer.began)
+                tasks.cancel_scope.cancel()
+            await wait_for(servicer.ended)
+            assert servicer.running == 0
+            # the connection is the same, and fine
+            await registry.versions()
+            assert running.server is not None
+            assert running.server.statistics().connections_total == 1
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_an_upload_nobody_takes_can_be_given_up(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url) as registry:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(registry.store_model, "policy", bytes(50_000_000))
+                await wait_for(servicer.began)
+                await registry.versions()  # isn't held up by it
+                tasks.cancel_scope.cancel()
+            await wait_for(servicer.ended)
+            await registry.versions()
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_an_update_stream_nobody_wants_ends_on_the_server(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url) as registry:
+            updates = registry.iteration_updates("policy")
+            assert (await anext(updates)).iteration == 1
+            await wait_for(servicer.began)
+            del updates
+            await wait_for(servicer.ended)
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_the_server_is_told_of_the_deadline(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url, timeout=5.5) as registry:
+            with pytest.raises(cogment.DeadlineExceeded):
+                await registry.status(timeout=0.2)
+            async with anyio.create_task_group() as tasks:
+                servicer.began.clear()
+                tasks.start_soon(registry.status)
+                await wait_for(servicer.began)
+                tasks.cancel_scope.cancel()
+        assert servicer.timeouts == pytest.approx([0.2, 5.5])
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_more_calls_than_a_connection_takes(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url) as registry:
+            updates = [registry.iteration_updates("policy") for _ in range(5)]
+            for each in updates:
+                await anext(each)
+            await registry.versions()
+            assert running.server is not None
+            assert running.server.statistics().connections_total == 3
+            for each in updates:
+                await each.aclose()
+
+    with serving(servicer, limits=Limits(max_concurrent_streams=2)) as running:
+        run(main)
+
+
+def test_many_calls_share_one_connection(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at(running.url) as registry:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(registry.versions)
+            assert running.server is not None
+            assert running.server.statistics().connections_total == 1
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_a_draining_server_lets_calls_finish_and_new_ones_go_elsewhere(run: Run) -> None:
+    class Slow(Watched):
+        go = trio.Event()
+
+        async def Status(self, message: Any, request: Any) -> Any:  # type: ignore[override]
+            self.began.set()
+            await self.go.wait()
+            return common_pb2.StatusReply(statuses={"done": "yes"})
+
+    slow = Slow()
+
+    async def main() -> None:
+        found = []
+        async with registry_at(running.url) as registry:
+
+            async def ask() -> None:
+                found.append(await registry.status())
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                await wait_for(slow.began)
+                assert running.server is not None
+                await anyio.to_thread.run_sync(running.do, running.server.drain, 30.0)
+                await anyio.to_thread.run_sync(running.do, slow.go.set)
+            assert found == [{"done": "yes"}]
+            with pytest.raises(CallFailed):
+                await registry._rpc.once("Version", common_pb2.VersionRequest(), common_pb2.VersionInfo)
+
+    with serving(slow) as running:
+        run(main)
+
+
+def test_a_silent_server_is_pinged_only_while_calls_run(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with channel_to(running.port, keepalive=0.02, keepalive_timeout=30) as channel:
+            await channel.unary(SERVICE + "Version", EMPTY)
+            (connection, _), *_ = channel._connections
+            core = connection._core
+            assert core.pongs == 0
+            with await channel.call(SERVICE + "Status") as call:
+                call.send_last(EMPTY)
+                while core.pongs < 3:
+                    await anyio.lowlevel.checkpoint()
+            assert connection.usable
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_a_connection_that_nobody_answers(run: Run) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody reads
+        port = silent.getsockname()[1]
+
+        async def main() -> None:
+            async with channel_to(port, keepalive=0.05, keepalive_timeout=0.05) as channel:
+                with pytest.raises(CallFailed, match="doesn't answer") as failure:
+                    await channel.unary(SERVICE + "Version", EMPTY)
+                assert failure.value.code == Code.UNAVAILABLE
+
+        run(main)
+
+
+def test_what_is_no_grpc_server(run: Run) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(100)
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+
+        async def main() -> None:
+            async with channel_to(listener.getsockname()[1]) as channel:
+                with pytest.raises(CallFailed, match=r"HTTP/2|closed|lost"):
+                    await channel.unary(SERVICE + "Version", EMPTY)
+
+        run(main)
+        thread.join()
+
+
+def test_unknown_hosts_and_closed_clients(run: Run, servicer: Watched) -> None:
+    async def main() -> None:
+        async with registry_at("grpc://nowhere.invalid:1", patience=0) as registry:
+            with pytest.raises(cogment.Unavailable, match=r"nowhere\.invalid"):
+                await registry.versions()
+        async with registry_at(running.url) as registry:
+            await registry.versions()
+            await registry.close()
+            with pytest.raises(cogment.Unavailable, match="closed"):
+                await registry.versions()
+
+    with serving(servicer) as running:
+        run(main)
+
+
+def test_metadata_that_can_not_be_sent() -> None:
+    assert encode([("name", "value")]) == [(b"name", b"value")]
+    for value in ("ä", "line\nbreak"):
+        with pytest.raises(ValueError, match="ASCII"):
+            encode([("name", value)])
+
+
+def test_a_name_with_two_addresses(run: Run, servicer: Watched) -> None:
+    """localhost is both ::1 and 127.0.0.1 on most machines, and the server listens on one of them."""
+
+    async def main() -> None:
+        async with registry_at(f"grpc://localhost:{running.port}") as registry:
+            assert await registry.versions() == {}
+
+    with serving(servicer) as running:
+        run(main)
