@@ -230,11 +230,16 @@ class BlobStore:
         self._sound[digest] = fingerprint
         self.damaged.discard(digest)
 
-    def report_damage(self, digest: bytes, reason: str) -> Damaged:
-        """A blob is damaged: count it, say it in the log, and make the exception to raise."""
-        self._sound.pop(digest, None)
+    def report_damage(self, digest: bytes, reason: str, seen: Fingerprint | None = None) -> Damaged:
+        """A blob is damaged: count it, say it in the log, and make the exception to raise.
+
+        *seen* is the file that was looked at; where another has taken its place meanwhile, that one is sound.
+        """
         self.damage_found += 1
-        self.damaged.add(digest)
+        now = _fingerprint(self._layout.blob(digest))
+        if seen is None or now is None or now.inode == seen.inode:
+            self._sound.pop(digest, None)
+            self.damaged.add(digest)
         self._logger.error("a blob is damaged", sha256=digest.hex(), reason=reason)
         return Damaged(reason)
 
@@ -251,6 +256,9 @@ class OpenBlob:
         self._fingerprint = fingerprint
         self._hash = hashlib.sha256()
         self._checked = 0
+
+    def _damaged(self, reason: str) -> Damaged:
+        return self._store.report_damage(self._digest, reason, self._fingerprint)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -287,9 +295,9 @@ class OpenBlob:
                 digest.update(piece)
                 yield len(piece)
         except OSError as error:
-            raise self._store.report_damage(self._digest, f"it can't be read ({error.strerror})") from error
+            raise self._damaged(f"it can't be read ({error.strerror})") from error
         if digest.digest() != self._digest:
-            raise self._store.report_damage(self._digest, "its content has changed")
+            raise self._damaged("its content has changed")
         if self._digest in self._store.damaged:
             self._store.trust(self._digest, self._fingerprint)
 
@@ -300,15 +308,15 @@ class OpenBlob:
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                raise self._store.report_damage(self._digest, "it can't be read") from error
+                raise self._damaged("it can't be read") from error
             if not piece:
-                raise self._store.report_damage(self._digest, f"it ends after {self._checked} bytes of {self.size}")
+                raise self._damaged(f"it ends after {self._checked} bytes of {self.size}")
             self._hash.update(piece)
             self._checked += len(piece)
             yield piece
 
     def _conclude(self) -> None:
         if self._hash.digest() != self._digest:
-            raise self._store.report_damage(self._digest, "its content has changed")
+            raise self._damaged("its content has changed")
         self.sound = True
         self._store.trust(self._digest, self._fingerprint)

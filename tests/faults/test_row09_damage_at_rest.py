@@ -119,3 +119,22 @@ def test_damage(
     server.kill()
     with launcher.start(archive).calls() as calls:
         assert read(calls, 1) == (data, grpc.StatusCode.OK)
+
+
+def test_the_scrub_finds_it(launcher: Launcher, memory_path: Path) -> None:
+    archive = memory_path / "archive"
+    server = launcher.start(archive)
+    with server.calls() as calls:
+        calls.create("m")
+        store(calls, SMALL)
+        store(calls, LARGE)
+    server.stop()
+    flip(Layout(archive).blob(hashlib.sha256(LARGE).digest()), 5_000_000)
+    server = launcher.start(archive, "--scrub_bytes_per_second=1000000000")
+    line = server.wait_for_log("a blob is damaged")
+    assert line["sha256"] == hashlib.sha256(LARGE).hexdigest()
+    assert server.wait_for_log("scrubbed")["damaged"] == 1
+    with server.calls() as calls:
+        assert calls.status("damaged") == {"damaged": "1"}
+        assert calls.data("m", 1) == SMALL
+    assert server.stop() == 0
