@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
-        self._send, self._receive = trio.open_memory_channel[dict[str, Any]](1000)
+        self._send, self._receive = trio.open_memory_channel[dict[str, Any]](math.inf)
         self.logger: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             None, processors=[self._add], wrapper_class=structlog.make_filtering_bound_logger(0)
         ).bind()
