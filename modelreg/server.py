@@ -12,8 +12,7 @@ import gc
 import resource
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
 import attrs
@@ -38,10 +37,17 @@ DRAIN_SECONDS = 10.0
 # The same, where the archive has failed and nothing can be stored any more.
 FAILED_DRAIN_SECONDS = 1.0
 
+# How long the end may take after a second signal, in whole seconds.
+AT_ONCE_SECONDS = 2
+
+# How many ports are tried where any will do, but has to be free on each of a host's addresses.
+PORT_CHOICES = 10
+
 
 async def run(settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
     """Serve until a signal says to stop. Raises what :func:`serve` raises; for the main thread only."""
     settings.check_together()
+    _allow_many_files()
     stop = trio.Event()
     with open_log(settings) as logger, trio.open_signal_receiver(*SIGNALS) as signals:
         credentials = Credentials(settings, logger)
@@ -64,6 +70,7 @@ async def _obey(
             credentials.renew()
         elif stop.is_set():
             logger.warning("stopping at once", signal=name)
+            signal.alarm(AT_ONCE_SECONDS)  # ends the process if a thread is stuck, in a disk that doesn't answer for example
             scope.cancel()
             return
         else:
@@ -87,17 +94,20 @@ async def serve(
         StartupError: the archive directory or the address can't be used, or the archive failed meanwhile; see its kinds.
     """
     credentials = credentials or Credentials(settings, logger)
-    files = _allow_many_files()
     for caution in settings.cautions:
         logger.warning(caution)
     readiness = Readiness()
     async with (
         open_archive(settings.archive_dir, logger, upload_buffer_bytes=settings.upload_buffer_bytes) as archive,
         open_registry(
-            archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
+            archive,
+            cache_max_items=settings.cache_max_items,
+            cache_max_bytes=settings.cache_max_bytes,
+            logger=logger,
         ) as registry,
     ):
-        gc.freeze()  # the index: a collection that walks a million versions would hold up every call
+        if stop.is_set():
+            return
         services = build_services(
             registry,
             readiness=readiness,
@@ -105,16 +115,15 @@ async def serve(
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
             logger=logger,
         )
-        limits = Limits()
-        limits = attrs.evolve(limits, max_connections=max(1, min(limits.max_connections, files // 2)))
         admit = admission(readiness, credentials.tokens)
-        transport = Server(services, limits=limits, streamed=STREAMED, admit=admit, logger=logger)
+        transport = Server(services, limits=_limits(), streamed=STREAMED, admit=admit, logger=logger)
         listeners = await _listen(settings.host, settings.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.serve, [credentials.protected(listener) for listener in listeners])
             readiness.start()
             statistics = registry.statistics()
+            gc.freeze()  # the index: a collection that walks a million versions would hold up every call
             logger.info(
                 "serving",
                 host=settings.host,
@@ -131,11 +140,12 @@ async def serve(
                 if settings.scrub_bytes_per_second:
                     scrubbing.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
                 await _wait_for_either(stop, archive.threads.failed)
+                stopping.set()
+                readiness.stop()
+                registry.stop_watches()
+                transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)
                 scrubbing.cancel_scope.cancel()
-            stopping.set()
-            readiness.stop()
-            registry.stop_watches()
-            transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)
+        gc.unfreeze()
     if archive.threads.failed.is_set():
         raise ArchiveUncertain(
             f"stopped, as what is on disk in {str(settings.archive_dir)!r} isn't known any more: look at the disk, then start again"
@@ -160,17 +170,38 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
     Raises:
         AddressUnavailable: none of this machine's, or the port is taken.
     """
+    try:
+        addresses = await _addresses(host)
+        for tried in range(1, PORT_CHOICES + 1):
+            try:
+                return await _listen_on(addresses, port)
+            except OSError as error:
+                if port != 0 or error.errno != errno.EADDRINUSE or tried == PORT_CHOICES:
+                    raise
+    except OSError as error:
+        raise AddressUnavailable(_why_not(host, port, error)) from error
+    raise AssertionError("the last try returns or raises")
+
+
+async def _addresses(host: str) -> list[str]:
+    """The addresses of a host, each once. That of everybody in IPv6 is that of everybody in IPv4, too."""
+    found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    addresses = [str(address[0]) for family, _, _, _, address in found if family in (socket.AF_INET, socket.AF_INET6)]
+    if "::" in addresses:
+        addresses.append("0.0.0.0")
+    return list(dict.fromkeys(addresses))
+
+
+async def _listen_on(addresses: Sequence[str], port: int) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
     try:
-        for family, _, _, _, address in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if family in (socket.AF_INET, socket.AF_INET6):
-                listeners += await trio.open_tcp_listeners(port, host=str(address[0]))
-                port = listeners[0].socket.getsockname()[1]
-    except OSError as error:
+        for address in addresses:
+            listeners += await trio.open_tcp_listeners(port, host=address)
+            port = listeners[0].socket.getsockname()[1]
+    except OSError:
         for listener in listeners:
-            with suppress(OSError):
-                await listener.aclose()
-        raise AddressUnavailable(_why_not(host, port, error)) from error
+            await listener.aclose()
+        raise
     return listeners
 
 
@@ -182,14 +213,17 @@ def _why_not(host: str, port: int, error: OSError) -> str:
     return f"can't listen on {host}: {error.strerror or error}: choose another --host"
 
 
-def _allow_many_files() -> int:
-    """Raise the soft limit of open files to the hard one, and return what it is now.
-
-    Connections and large transient versions take one each. Half of them may go to connections, so that those are never
-    what keeps a call from opening a file.
-    """
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: connections and large transient versions take one each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def _limits() -> Limits:
+    """The transport's limits. Half of the files that may be open can be connections, so that those never keep a call from opening one."""
+    limits = Limits()
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return limits
+    return attrs.evolve(limits, max_connections=max(1, min(limits.max_connections, files // 2)))

@@ -348,7 +348,7 @@ class Settings:
         default=None,
         default_text="none",
         convert=_endpoint,
-        meaning="Cogment Directory to register with, like grpc://foo:9005. Registration is not available yet.",
+        meaning="Cogment Directory to register with, like grpc://foo:9005.",
     )
     directory_authentication_token: str | None = _option(
         env="COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
@@ -356,7 +356,7 @@ class Settings:
         default=None,
         default_text="none",
         convert=_token,
-        meaning="Token recorded in the directory. Not used yet.",
+        meaning="Token recorded in the directory: those who ask it for this registry need the same. Best given as the variable.",
         secret=True,
     )
     directory_registration_host: str | None = _option(
@@ -365,7 +365,7 @@ class Settings:
         default=None,
         default_text="this machine's address",
         convert=_optional_host,
-        meaning="Host recorded in the directory. Not used yet.",
+        meaning="Host recorded in the directory, for clients to connect to.",
     )
     directory_registration_properties: tuple[tuple[str, str], ...] = _option(
         env="COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES",
@@ -373,7 +373,7 @@ class Settings:
         default=(),
         default_text="none",
         convert=_properties,
-        meaning="Properties recorded in the directory, like Sim=20,hpp,mem=HIGH. Not used yet.",
+        meaning="Properties recorded in the directory, like Sim=20,hpp,mem=HIGH, for clients to choose by.",
     )
 
     given: frozenset[str] = frozenset()
@@ -419,10 +419,10 @@ class Settings:
                 f"listening on {self.host}, beyond this machine, without authentication: "
                 "whoever reaches the port can read, publish and delete models"
             )
-        if self.directory_endpoint is not None:
+        if self.directory_endpoint is not None and _is_loopback(self.host):
             cautions.append(
-                "registration with a directory is not available yet: "
-                f"{self.directory_endpoint} will not be told of this registry"
+                f"registering with the directory, but listening on {self.host} only: "
+                "nobody beyond this machine can reach what the directory tells them, unless --host says otherwise"
             )
         return tuple(cautions)
 

@@ -186,10 +186,11 @@ def test_listening_beyond_loopback_is_cautioned_about(host: str) -> None:
     assert "without authentication" in caution
 
 
-def test_a_directory_is_cautioned_about() -> None:
+def test_registering_what_only_this_machine_can_reach_is_cautioned_about() -> None:
     (caution,) = Settings(directory_endpoint="grpc://foo:9005").cautions
-    assert "not available yet" in caution
-    assert "grpc://foo:9005" in caution
+    assert "listening on 127.0.0.1 only" in caution
+    (caution,) = Settings(directory_endpoint="grpc://foo:9005", host="0.0.0.0").cautions
+    assert "directory" not in caution
 
 
 def test_secrets_are_not_shown() -> None:

@@ -188,12 +188,17 @@ async def _connect_any(host: str, port: int) -> socket.socket:
         else:
             sock.close()
 
-    async with anyio.create_task_group() as tasks:
-        for family, _, _, _, target in found:
-            failed = anyio.Event()
-            tasks.start_soon(attempt, family, target, failed)
-            with anyio.move_on_after(NEXT_ADDRESS_DELAY):
-                await failed.wait()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for family, _, _, _, target in found:
+                failed = anyio.Event()
+                tasks.start_soon(attempt, family, target, failed)
+                with anyio.move_on_after(NEXT_ADDRESS_DELAY):
+                    await failed.wait()
+    except BaseException:
+        if winner is not None:  # cancelled in the very moment in which it was found
+            winner.close()
+        raise
     if winner is not None:
         return winner
     if errors:
