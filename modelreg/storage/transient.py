@@ -1,7 +1,10 @@
 """Transient versions: their content in memory, bounded by count and by bytes; the least recently used goes first.
 
 Use is publishing or reading. The newest version of a model only goes when nothing else is left, so that "latest" stays true for as
-long as it can. Small content is an object in memory, large content a file in memory (``memfd_create(2)``; where there is none, an unnamed
+long as it can. Memory is freed when a version is gone and its last reader has done with it, and counts until then: one
+that's being read doesn't go for the sake of memory.
+
+Small content is an object in memory, large content a file in memory (``memfd_create(2)``; where there is none, an unnamed
 temporary file), so that it's sent the same way as a stored blob. Content that's stored already costs no memory: the
 version then refers to the blob.
 """
@@ -60,7 +63,7 @@ class TransientStore(Generic[Key]):
     Arguments:
         archive: whose blobs and upload buffers are shared.
         max_items: how many versions at most.
-        max_bytes: how many bytes of memory at most, uploads under way included.
+        max_bytes: how many bytes of memory at most, with uploads under way and with what readers have of versions that are gone.
         evicted: told of each version that had to go, before anything else happens.
     """
 
@@ -84,7 +87,7 @@ class TransientStore(Generic[Key]):
 
     @property
     def in_memory(self) -> int:
-        """Memory that versions take, in bytes."""
+        """Memory that versions take, in bytes, those included that are gone and still being read."""
         return self._bytes
 
     @asynccontextmanager
@@ -120,17 +123,24 @@ class TransientStore(Generic[Key]):
                 _close(fd)
 
     def put(self, key: Key, incoming: TransientIncoming[Key]) -> None:
-        """Add a finished version, the newest of its model, making room for it."""
-        while self._entries and len(self._entries) >= self._max_items:
-            self._evict()
+        """Add a finished version, the newest of its model, making room for it.
+
+        Raises:
+            ResourceExhausted: it's in a file, and readers hold all the files that there may be.
+        """
         content = incoming.take()
-        while content.fd is not None and self._files >= self._max_files:
-            self._evict(in_file=True)
+        self._bytes += content.in_memory
+        self._files += content.fd is not None
+        try:
+            self._keep_files_for_others()
+        except ResourceExhausted:
+            self.release(content)
+            raise
+        while self._entries and len(self._entries) >= self._max_items:
+            self._evict(lambda _: True)
         entry = _Entry(key, content, self._now(), newest=True)
         self._entries[key] = entry
         self._newest[entry.used_at] = entry
-        self._bytes += content.in_memory
-        self._files += content.fd is not None
 
     def demote(self, key: Key) -> None:
         """A version, if it's here, isn't the newest of its model any more."""
@@ -144,8 +154,6 @@ class TransientStore(Generic[Key]):
         """Drop a version; whoever reads it still can."""
         entry = self._entries.pop(key)
         del self._row(entry)[entry.used_at]
-        self._bytes -= entry.content.in_memory
-        self._files -= entry.content.fd is not None
         self.release(entry.content)
 
     def use(self, key: Key) -> Content:
@@ -159,10 +167,12 @@ class TransientStore(Generic[Key]):
         return entry.content
 
     def release(self, content: Content) -> None:
-        """A user of content has done with it. After the last one, a blob may be left to collect."""
+        """A user of content has done with it. After the last one its memory is free; a blob may be left to collect."""
         content.users -= 1
         if content.users:
             return
+        self._bytes -= content.in_memory
+        self._files -= content.fd is not None
         if content.fd is not None:
             _close(content.fd)
         elif content.data is None:
@@ -177,7 +187,7 @@ class TransientStore(Generic[Key]):
         """Make room for bytes that are about to arrive.
 
         Raises:
-            ResourceExhausted: there's no room to be made: uploads under way take it all.
+            ResourceExhausted: there's no room to be made: readers and uploads under way take it all.
         """
         self._make_room(size)
         self._arriving += size
@@ -202,16 +212,31 @@ class TransientStore(Generic[Key]):
 
     def _make_room(self, size: int) -> None:
         while self._bytes + self._arriving + size > self._max_bytes:
-            if not self._entries:
-                msg = f"uploads under way take all the memory for transient versions ({self._max_bytes} bytes): raise --cache_max_bytes"
+            if not self._evict(lambda content: content.users == 1 and content.in_memory > 0):
+                msg = (
+                    f"downloads and uploads under way take all the memory for transient versions ({self._max_bytes} bytes): "
+                    "try again when they have ended, or raise --cache_max_bytes"
+                )
                 raise ResourceExhausted(msg)
-            self._evict()
 
-    def _evict(self, *, in_file: bool = False) -> None:
-        candidates = (entry for row in (self._others, self._newest) for entry in row.values())
-        key = next(entry.key for entry in candidates if not in_file or entry.content.fd is not None)
+    def _keep_files_for_others(self) -> None:
+        while self._files > self._max_files:
+            if not self._evict(lambda content: content.users == 1 and content.fd is not None):
+                msg = (
+                    f"downloads under way take all the files for large transient versions ({self._max_files}): "
+                    "try again when they have ended, or raise the limit of open files (ulimit -n)"
+                )
+                raise ResourceExhausted(msg)
+
+    def _evict(self, helps: Callable[[Content], bool]) -> bool:
+        """Let the first version go whose going helps; whether there's one."""
+        entries = (entry for row in (self._others, self._newest) for entry in row.values())
+        key = next((entry.key for entry in entries if helps(entry.content)), None)
+        if key is None:
+            return False
         self._evicted(key)
         self.remove(key)
+        return True
 
 
 class TransientIncoming(Generic[Key]):

@@ -128,6 +128,71 @@ async def test_a_reader_has_the_bytes_of_what_is_gone(size: int, archive: Archiv
 
 
 @uses_descriptors
+@pytest.mark.parametrize("size", [1000, LARGE])
+async def test_what_is_gone_counts_until_its_last_reader_has_done(size: int, archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_items=2, max_bytes=2 * size)
+    await put(transient, "read", pattern(size))
+    readers = [transient.use("read"), transient.use("read")]
+    transient.remove("read")
+    await put(transient, "a", pattern(size))
+    assert transient.in_memory == 2 * size
+    await put(transient, "b", pattern(size))
+    assert evicted == ["a"]
+    transient.release(readers[0])
+    assert transient.in_memory == 2 * size
+    transient.release(readers[1])
+    assert transient.in_memory == size
+    await put(transient, "c", pattern(size))
+    assert evicted == ["a"]
+    transient.close()
+    assert transient.in_memory == 0
+
+
+@uses_descriptors
+async def test_what_frees_no_memory_stays_when_memory_is_wanted(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_bytes=1000)
+    await put(transient, "read", pattern(400))
+    await put(transient, "empty", b"")
+    await put(transient, "other", pattern(400))
+    reader = transient.use("read")
+    await put(transient, "new", pattern(600))
+    assert evicted == ["other"]
+    with pytest.raises(ResourceExhausted, match=r"downloads.*--cache_max_bytes"):
+        await put(transient, "too large", pattern(601))
+    assert evicted == ["other", "new"]
+    transient.release(reader)
+    await put(transient, "fits", pattern(601))
+    assert evicted == ["other", "new", "read"]
+    transient.close()
+
+
+@uses_descriptors
+async def test_files_that_only_readers_hold(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted)
+    monkeypatch.setattr(transient, "_max_files", 2)
+    await put(transient, "small", b"x")
+    await put(transient, "a", pattern(LARGE))
+    await put(transient, "b", pattern(LARGE))
+    readers = [transient.use("a"), transient.use("b")]
+    transient.remove("a")
+    with pytest.raises(ResourceExhausted, match="downloads"):
+        await put(transient, "c", pattern(LARGE))
+    assert evicted == []
+    assert transient.in_memory == 2 * LARGE + 1
+    assert transient._arriving == 0
+    await put(transient, "small too", b"y")
+    for content in readers:
+        transient.release(content)
+    await put(transient, "c", pattern(LARGE))
+    await put(transient, "d", pattern(LARGE))
+    assert evicted == ["b"]
+    transient.close()
+
+
+@uses_descriptors
 async def test_content_that_is_stored_takes_no_memory(archive: Archive) -> None:
     content = pattern(LARGE)
     await archive.write_model(model_record("m"))
@@ -185,7 +250,7 @@ async def test_uploads_under_way_count(archive: Archive) -> None:
         assert evicted == ["a"]
         async with transient.incoming(900) as second:
             await second.write(memoryview(bytes(200)))
-            with pytest.raises(ResourceExhausted, match="uploads under way"):
+            with pytest.raises(ResourceExhausted, match=r"uploads under way.*--cache_max_bytes"):
                 await second.write(memoryview(bytes(1)))
         await first.write(memoryview(bytes(100)))
         await first.finish()
@@ -275,23 +340,30 @@ class Plain:
     sizes: dict[str, int] = attrs.field(factory=dict)
     newest: set[str] = attrs.field(factory=set)
     evicted: list[str] = attrs.field(factory=list)
+    # One entry a reader.
+    read: list[str] = attrs.field(factory=list)
 
     def used(self) -> int:
-        return sum(self.sizes[key] for key in self.keys)
+        return sum(self.sizes[key] for key in {*self.keys, *self.read})
 
-    def evict(self) -> None:
-        key = next((key for key in self.keys if key not in self.newest), self.keys[0])
+    def evict(self, keys: list[str]) -> None:
+        key = next((key for key in keys if key not in self.newest), keys[0])
         self.evicted.append(key)
         self.keys.remove(key)
 
-    def put(self, key: str, size: int) -> None:
+    def put(self, key: str, size: int) -> bool:
+        """Whether there was room."""
         while self.used() + size > self.max_bytes:
-            self.evict()
+            freeing = [key for key in self.keys if self.sizes[key] and key not in self.read]
+            if not freeing:
+                return False
+            self.evict(freeing)
         while len(self.keys) >= self.max_items:
-            self.evict()
+            self.evict(self.keys)
         self.keys.append(key)
         self.sizes[key] = size
         self.newest.add(key)
+        return True
 
     def use(self, key: str) -> None:
         self.keys.remove(key)
@@ -322,18 +394,23 @@ def test_like_a_plain_cache(steps: list[tuple[str, int]], max_items: int, max_by
             key = plain.keys[argument % len(plain.keys)] if plain.keys else None
             if step == "put" and argument <= max_bytes:
                 content = pattern(argument, seed=number)
-                await put(transient, str(number), content)
-                plain.put(str(number), argument)
+                if plain.put(str(number), argument):
+                    await put(transient, str(number), content)
+                else:
+                    with pytest.raises(ResourceExhausted):
+                        await put(transient, str(number), content)
             elif step == "abandon":
                 async with transient.incoming(0) as incoming:
                     await incoming.finish()
             elif step == "use" and key is not None:
                 readers.append((int(key), transient.use(key)))
                 plain.use(key)
+                plain.read.append(key)
             elif step == "release" and readers:
                 seed, held = readers.pop(argument % len(readers))
                 assert bytes_of(archive, held) == pattern(held.size, seed=seed)
                 transient.release(held)
+                plain.read.remove(str(seed))
             elif step == "remove" and key is not None:
                 transient.remove(key)
                 plain.keys.remove(key)
@@ -344,9 +421,10 @@ def test_like_a_plain_cache(steps: list[tuple[str, int]], max_items: int, max_by
             assert len(transient) == len(plain.keys) <= max_items
             assert transient.in_memory == plain.used() <= max_bytes
         transient.close()
-        assert (len(transient), transient.in_memory, transient._arriving) == (0, 0, 0)
+        assert len(transient) == 0
         for seed, held in readers:
             assert bytes_of(archive, held) == pattern(held.size, seed=seed)
             transient.release(held)
+        assert (transient.in_memory, transient._arriving, transient._files) == (0, 0, 0)
 
     trio.run(main)
