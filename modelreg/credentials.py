@@ -41,6 +41,8 @@ class Credentials:
 
     def renew(self) -> None:
         """Read the files again, for new connections and calls; what can't be used is logged, and leaves things as they were."""
+        if self._context is None and self._tokens is None:
+            return
         try:
             self._context, self._tokens = self._read()
         except CredentialsUnusable as error:

@@ -70,7 +70,9 @@ async def _obey(
             credentials.renew()
         elif stop.is_set():
             logger.warning("stopping at once", signal=name)
-            signal.alarm(AT_ONCE_SECONDS)  # ends the process if a thread is stuck, in a disk that doesn't answer for example
+            signal.alarm(
+                AT_ONCE_SECONDS
+            )  # ends the process if a thread is stuck, in a disk that doesn't answer for example
             scope.cancel()
             return
         else:
@@ -186,7 +188,7 @@ async def _listen(host: str, port: int) -> list[trio.SocketListener]:
 async def _addresses(host: str) -> list[str]:
     """The addresses of a host, each once. That of everybody in IPv6 is that of everybody in IPv4, too."""
     found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    addresses = [str(address[0]) for family, _, _, _, address in found if family in (socket.AF_INET, socket.AF_INET6)]
+    addresses = [str(address[0]) for _, _, _, _, address in found]
     if "::" in addresses:
         addresses.append("0.0.0.0")
     return list(dict.fromkeys(addresses))

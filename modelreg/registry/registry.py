@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 import attrs
 import trio
 
-from modelreg.errors import ModelregError, NotFound, Unavailable
+from modelreg.errors import InvalidArgument, ModelregError, NotFound, Unavailable
+from modelreg.log import Logger
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.model import Model, no_model
 from modelreg.registry.numbers import VersionNumbers
@@ -139,9 +140,12 @@ class Registry:
         return self._version(self._model(model_id), number)
 
     def committed(self, header: UploadHeader) -> VersionInfo | None:
-        """The version that came of an upload's request when it was sent before; None for one that's new, or has no id."""
-        model = self._model(header.model_id)
-        return None if header.request_id is None else model.requests.find(header.request_id)
+        """The version that came of an upload's request when it was sent before; None for one that's new, or has no id.
+
+        Raises:
+            InvalidArgument: the id was another upload's.
+        """
+        return _known(self._model(header.model_id), header)
 
     @asynccontextmanager
     async def upload(self, header: UploadHeader) -> AsyncIterator[Upload]:
@@ -323,14 +327,28 @@ class Registry:
     def _lock(self, model_id: str) -> trio.Lock:
         return self._locks.setdefault(model_id, trio.Lock())
 
-    async def close(self) -> None:
-        """Write the exact number ceilings back, and drop the transient versions."""
+    async def close(self) -> int:
+        """Drop the transient versions, and write the exact number ceilings back, for no longer than CLOSING_SECONDS.
+
+        Returns of how many models that couldn't be written: their versions' numbers will have a gap, as after a crash.
+        """
         self.stop_watches()
         self._transient.close()
         await self._archive.blobs.collect()
-        for model in self._models.values():
-            if model.numbers.reserved:
+        reserving = [model for model in self._models.values() if model.numbers.reserved]
+        left = len(reserving)
+
+        async def write_back(model: Model) -> None:
+            nonlocal left
+            with suppress(ModelregError):  # it's in the log
                 await self._archive.write_model(model.to_record(model.numbers.highest))
+                left -= 1
+
+        with trio.move_on_after(CLOSING_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for model in reserving:
+                    nursery.start_soon(write_back, model)
+        return left
 
 
 def _restored(found: FoundModel) -> Model:
@@ -345,12 +363,22 @@ def _restored(found: FoundModel) -> Model:
     )
 
 
+def _known(model: Model, header: UploadHeader) -> VersionInfo | None:
+    """The version that came of an upload's request. Raises InvalidArgument where that was another upload."""
+    version = None if header.request_id is None else model.requests.find(header.request_id)
+    if version is None:
+        return None
+    if (version.stored, version.size) != (header.stored, header.size) or header.digest not in (None, version.digest):
+        raise InvalidArgument("the request id has been used for another upload: give each one its own")
+    return version
+
+
 async def _once(model: Model, header: UploadHeader, commit: Callable[[], Awaitable[VersionInfo]]) -> VersionInfo:
     """Commit an upload, unless the same request was committed meanwhile."""
     if header.request_id is None:
         return await commit()
     async with model.requests.lock(header.request_id):
-        version = model.requests.find(header.request_id)
+        version = _known(model, header)
         if version is None:
             version = await commit()
             model.requests.remember(header.request_id, version)
@@ -359,7 +387,12 @@ async def _once(model: Model, header: UploadHeader, commit: Callable[[], Awaitab
 
 @asynccontextmanager
 async def open_registry(
-    archive: Archive, *, cache_max_items: int, cache_max_bytes: int, clock: Callable[[], int] = time.time_ns
+    archive: Archive,
+    *,
+    cache_max_items: int,
+    cache_max_bytes: int,
+    clock: Callable[[], int] = time.time_ns,
+    logger: Logger | None = None,
 ) -> AsyncIterator[Registry]:
     """The registry of an archive; closed with the context.
 
@@ -368,10 +401,13 @@ async def open_registry(
         cache_max_items: how many transient versions there are at most.
         cache_max_bytes: how many bytes of memory they take at most.
         clock: nanoseconds since the Unix epoch, for versions without a timestamp.
+        logger: told when number ceilings could not be written back.
     """
     registry = Registry(archive, cache_max_items=cache_max_items, cache_max_bytes=cache_max_bytes, clock=clock)
     try:
         yield registry
     finally:
-        with trio.move_on_after(CLOSING_SECONDS, shield=True), suppress(ModelregError):
-            await registry.close()
+        with trio.CancelScope(shield=True):  # close has a limit of its own
+            left = await registry.close()
+        if left and logger is not None:
+            logger.warning("number ceilings could not be written back, numbers will have a gap", models=left)

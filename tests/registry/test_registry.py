@@ -943,14 +943,28 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             assert (await add(registry, b"small")).number == 1
 
 
-async def test_closing_takes_no_longer_than_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_closing_takes_no_longer_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "CLOSING_SECONDS", 0)
     async with registry_at(tmp_path) as registry:
         await registry.create_or_update_model("m", {})
         await add(registry, stored=False)
-    assert ceiling_on_disk(tmp_path) in {1, BLOCK}
+        assert await registry.close() == 1
+    assert ceiling_on_disk(tmp_path) == BLOCK
+
+
+async def test_closing_writes_all_the_ceilings_it_can(tmp_path: Path) -> None:
+    async with registry_at(tmp_path) as registry:
+        for model_id in ("a", "b", "c"):
+            await registry.create_or_update_model(model_id, {})
+            await add(registry, stored=False, model_id=model_id)
+        # A directory in the place of a record is what can't be replaced by a file.
+        record = Layout(tmp_path).model_record("b")
+        record.unlink()
+        record.mkdir()
+        assert await registry.close() == 1
+        record.rmdir()
+    for model_id in ("a", "c"):
+        assert ceiling_on_disk(tmp_path, model_id) == 1
 
 
 async def test_statistics(registry: Registry) -> None:
