@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,7 +15,7 @@ from modelreg.cli.completion import completion_command
 from modelreg.cli.gc import gc_command
 from modelreg.cli.import_archive import import_command
 from modelreg.cli.models import models_command, rm_command, set_command, show_command, versions_command
-from modelreg.cli.outcome import Invocation, Run, reported
+from modelreg.cli.outcome import Invocation, OutputGone, Run, reported
 from modelreg.cli.status import status_command
 from modelreg.cli.transfers import pull_command, push_command
 from modelreg.cli.verify import verify_command
@@ -34,10 +35,18 @@ def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
 
 
 class _Group(click.Group):
-    """The commands, in the order in which they were added: what belongs together stays together."""
+    """The commands, in the order in which they were added, so that what belongs together stays together."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise OutputGone from error
+        return result
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

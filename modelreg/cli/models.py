@@ -64,7 +64,7 @@ def show_command(session: Session, model: str, version: int | None) -> None:
         {
             **model_document(info),
             "versions": len(versions),
-            "stored": sum(version.stored for version in versions),
+            "stored_versions": sum(version.stored for version in versions),
             "latest": version_document(versions[-1]) if versions else None,
         }
     )

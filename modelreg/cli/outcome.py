@@ -39,6 +39,10 @@ class FileTrouble(Exception):
         super().__init__(reason if error.filename is None else f"{click.format_filename(error.filename)}: {reason}")
 
 
+class OutputGone(Exception):
+    """What reads standard output has closed it. Raised in place of BrokenPipeError, of which click makes exit code 1."""
+
+
 @attrs.frozen
 class Ending:
     """How a command ends for which the client raised one of its errors."""
@@ -101,9 +105,8 @@ def reported() -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
-        sys.stdout.flush()
-    except BrokenPipeError:
-        outcome.exit_code = DEAF  # as for other programs, that's for who closed it to know
+    except OutputGone:
+        outcome.exit_code = DEAF  # nothing is said: who closed it knows
         _let_go_of_stdout()
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 (the program ends here)
         line, outcome.exit_code = _explain(error)

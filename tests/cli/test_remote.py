@@ -1,0 +1,365 @@
+"""The commands that talk to a registry: in the test's process where possible, against one server of the module's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from modelreg import __version__
+from modelreg.cli import main, output, progress
+from tests.client.fakes import Directory
+from tests.client.fakes import serving as serving_directory
+from tests.support.server import ServerProgram, server_program
+
+DATA = bytes(range(256)) * 20
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+Said = tuple[int, str, str]
+Run = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProgram]:
+    with server_program(tmp_path_factory.mktemp("archive")) as program:
+        yield program
+
+
+@pytest.fixture
+def run(server: ServerProgram, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command. Return its exit code, its output, and what it said on standard error."""
+    monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", f"grpc://{server.address}")
+
+    def run(*args: object) -> Said:
+        code = main([str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest) -> str:
+    return f"model of {request.node.name}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.pt"
+    path.write_bytes(DATA)
+    return path
+
+
+def document(said: Said) -> dict[str, object]:
+    """The only JSON object of a command that succeeded."""
+    code, out, err = said
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    return found
+
+
+def one_line(said: Said) -> str:
+    _, out, err = said
+    assert out == ""
+    assert err.startswith("modelreg: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_push_and_all_that_is_known_of_it(run: Run, model: str, file: Path) -> None:
+    pushed = document(run("push", model, file, "-p", "step=1", "--property=a=b=c", "--format=json"))
+    assert pushed == {
+        "model": model,
+        "version": 1,
+        "created": pushed["created"],
+        "timestamp": pushed["timestamp"],
+        "size": len(DATA),
+        "stored": True,
+        "sha256": SHA256,
+        "properties": {"a": "b=c", "step": "1"},
+    }
+    assert document(run("push", model, file, "--transient", "--format=json"))["stored"] is False
+    code, out, _ = run("versions", model, "--format=json")
+    versions = json.loads(out)
+    assert code == 0
+    assert [(version["version"], version["stored"]) for version in versions] == [(1, True), (2, False)]
+    for number in ("1", "-2"):
+        assert document(run("show", model, number, "--format=json")) == pushed
+    assert document(run("show", model, "--format=json")) == {
+        "model": model,
+        "properties": {},
+        "versions": 2,
+        "stored_versions": 1,
+        "latest": versions[1],
+    }
+
+
+def test_text_into_a_pipe_is_values_between_tabs(run: Run, model: str, file: Path) -> None:
+    code, pushed, err = run("push", model, file, "-p", "note=two\nlines\tand \x1b[31mred")
+    assert (code, err) == (0, "")
+    assert run("versions", model) == (0, pushed, "")
+    number, created, size, stored, sha256, properties = pushed.rstrip("\n").split("\t")
+    assert (number, size, stored, sha256) == ("1", str(len(DATA)), "yes", SHA256)
+    assert created.endswith("Z")
+    assert properties == "note=two\\nlines\\tand \\x1b[31mred"
+    assert f"{model}\t\n" in run("models")[1]
+
+
+def test_pull_into_a_file_and_not_over_one(run: Run, model: str, file: Path, tmp_path: Path) -> None:
+    run("push", model, file)
+    path = tmp_path / "pulled"
+    assert document(run("pull", model, "-o", path, "--format=json"))["version"] == 1
+    assert path.read_bytes() == DATA
+    path.write_bytes(b"mine")
+    said = run("pull", model, "-o", path)
+    assert said[0] == 29
+    assert "--force" in one_line(said)
+    assert path.read_bytes() == b"mine"
+    assert run("pull", model, "latest", "--output", path, "--force")[0] == 0
+    assert path.read_bytes() == DATA
+
+
+def test_pull_to_standard_output(run: Run, model: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a model")
+    run("push", model, tmp_path / "text")
+    assert run("pull", model) == (0, "a model", "")
+
+
+@pytest.mark.parametrize("seekable", [True, False])
+def test_push_from_standard_input(
+    run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch, seekable: bool
+) -> None:
+    if seekable:
+        stdin = io.TextIOWrapper(file.open("rb"))
+    else:
+        reader, writer = os.pipe()
+        os.write(writer, DATA)
+        os.close(writer)
+        stdin = io.TextIOWrapper(os.fdopen(reader, "rb"))
+    with stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert document(run("push", model, "--format=json"))["sha256"] == SHA256
+
+
+def test_watch_tells_of_each_version(run: Run, model: str, file: Path) -> None:
+    for _ in range(3):
+        run("push", model, file)
+    code, out, err = run("watch", model, "--after=0", "--count=3", "--format=json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["version"] for line in out.splitlines()] == [1, 2, 3]
+    assert run("watch", model, "--count=1")[1].startswith("3\t")
+
+
+def test_watch_runs_a_command_with_each(run: Run, model: str, file: Path) -> None:
+    run("push", model, file, "--transient")
+    shown = 'echo "$MODELREG_MODEL|$MODELREG_VERSION|$MODELREG_SIZE|$MODELREG_STORED|$MODELREG_SHA256"; cat; echo'
+    code, out, err = run("watch", model, "--count=1", "--format=json", "--exec", shown)
+    assert (code, err) == (0, "")
+    assert f"{model}|1|{len(DATA)}|false|{SHA256}" in out.splitlines()
+    assert [json.loads(line)["version"] for line in out.splitlines() if line.startswith("{")] == [1, 1]
+
+
+def test_a_command_that_fails_ends_the_watch_with_1_but_not_at_once(run: Run, model: str, file: Path) -> None:
+    for _ in range(2):
+        run("push", model, file)
+    code, out, err = run("watch", model, "--after=0", "--count=2", "--exec", "exit $((4 - MODELREG_VERSION * 2))")
+    assert (code, out.count("\n")) == (1, 2)
+    assert err == "modelreg: the command for version 1 ended with 2\n"
+
+
+def test_set_leaves_other_properties_as_they_are(run: Run, model: str) -> None:
+    code, _, err = run("set", model, "a=1", "b=2")
+    assert (code, err) == (0, f"model {model} is new\n")
+    for args, expected in (
+        (["b=3", "c="], {"a": "1", "b": "3", "c": ""}),
+        (["--unset", "a", "--unset=nothing"], {"b": "3", "c": ""}),
+        (["--clear", "d=4"], {"d": "4"}),
+    ):
+        assert document(run("set", model, *args, "--format=json")) == {"model": model, "properties": expected}
+
+
+def test_rm_asks(run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("push", model, file)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    said = run("rm", model)
+    assert said[0] == 2
+    assert "--yes" in one_line(said)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, left in (("n\n", True), ("y\n", False)):
+        stdin = io.StringIO(answer)
+        monkeypatch.setattr(stdin, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, _, err = run("rm", model)
+        assert code == 0
+        assert f"Delete model {model} with 1 version, 5.0 KiB?" in err
+        assert (model in run("models")[1]) is left
+
+
+def test_rm_with_yes(run: Run, model: str, file: Path) -> None:
+    for name in (model, model + "2"):
+        run("push", name, file)
+    code, out, _ = run("rm", model, model + "2", "--yes", "--format=json")
+    assert code == 0
+    assert [json.loads(line)["model"] for line in out.splitlines()] == [model, model + "2"]
+    assert model not in run("models")[1]
+
+
+def test_status(run: Run) -> None:
+    found = document(run("status", "--format=json"))
+    software, status = found["software"], found["status"]
+    assert isinstance(software, dict)
+    assert isinstance(status, dict)
+    assert software["modelreg"] == __version__
+    assert status["models"] >= 0
+    assert f"software.modelreg\t{__version__}\n" in run("status")[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "hint"),
+    [
+        (["show", "nothing like it"], 20, "'modelreg models'"),
+        (["versions", "nothing like it"], 20, "'modelreg models'"),
+        (["pull", "nothing like it"], 20, "'modelreg models'"),
+        (["watch", "nothing like it"], 20, "'modelreg models'"),
+        (["rm", "nothing like it", "--yes"], 20, "'modelreg models'"),
+        (["set", "", "a=b"], 21, "id"),
+        (["set", "x", "a"], 2, "name=value"),
+        (["models", "--endpoint=grpc://127.0.0.1:1", "--patience=0"], 24, "'modelreg serve'"),
+        (["models", "--endpoint=127.0.0.1:1"], 2, "grpc://"),
+        (["models", "--endpoint=cogment://discover"], 2, "COGMENT_DIRECTORY_ENDPOINT"),
+        (["models", "--token-file=/nowhere"], 2, "/nowhere"),
+        (["pull", "x", "0"], 2, "latest"),
+        (["pull", "x", "newest"], 2, "latest"),
+        (["push", "x", "/nowhere"], 2, "/nowhere"),
+        (["push", "x", "/dev/null", "-p", "=1"], 2, "name=value"),
+        (["pull"], 2, "MODEL"),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(run: Run, args: list[str], code: int, hint: str) -> None:
+    said = run(*args)
+    assert said[0] == code
+    assert hint in one_line(said)
+
+
+def test_a_version_that_is_not_there(run: Run, model: str, file: Path, tmp_path: Path) -> None:
+    run("push", model, file)
+    for args in (["show", model, "7"], ["pull", model, "7"], ["pull", model, "-7", "-o", tmp_path / "x"]):
+        said = run(*args)
+        assert said[0] == 20
+        assert "7" in one_line(said)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_that_can_not_be_written(run: Run, model: str, file: Path, tmp_path: Path) -> None:
+    run("push", model, file)
+    said = run("pull", model, "-o", tmp_path / "missing" / "x")
+    assert said[0] == 29
+    assert "missing" in one_line(said)
+
+
+def test_a_timeout(run: Run) -> None:
+    assert run("models", "--timeout=1e-9")[0] == 26
+
+
+def test_tokens_come_from_a_file_or_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known, unknown = tmp_path / "known", tmp_path / "unknown"
+    known.write_text("GH670ploT\n")
+    unknown.write_text("another one")
+    (tmp_path / "tokens").write_text("read-only GH670ploT\n")
+    with server_program(tmp_path / "archive", f"--authentication_token_file={tmp_path / 'tokens'}") as program:
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", f"grpc://{program.address}")
+        assert main(["models"]) == 22
+        assert "--token-file" in capfd.readouterr().err
+        assert main(["models", f"--token-file={known}"]) == 0
+        assert main(["models", f"--token-file={unknown}"]) == 22
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_TOKEN", "GH670ploT")
+        assert main(["models"]) == 0
+        assert main(["set", "x", "a=b"]) == 22
+
+
+def test_discovery(server: ServerProgram, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    servicer = Directory()
+    servicer.add(server.port, token="GH670ploT", stage="test")
+    with serving_directory(servicer) as directory:
+        monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", directory.url)
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", "cogment://discover/modelregistry?stage=test")
+        assert main(["status", "--patience=0"]) == 24
+        assert "none for this token" in capfd.readouterr().err
+        monkeypatch.setenv("COGMENT_DIRECTORY_AUTHENTICATION_TOKEN", "GH670ploT")
+        assert main(["status"]) == 0
+
+
+def test_on_a_terminal_it_is_for_people(run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("push", model, file, "-p", "a=[b]")[1].startswith("version 1  ")
+    header, line = run("versions", model)[1].splitlines()
+    assert header.split() == ["version", "created", "size", "stored", "sha256", "properties"]
+    assert line.split()[0] == "1"
+    assert line.split()[3:] == ["5.0", "KiB", "stored", SHA256[:12], "a=[b]"]
+    assert "latest.size        5.0 KiB\n" in run("show", model)[1]
+
+
+def test_a_bar_appears_for_what_takes_long(
+    run: Run, model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "APPEARS_AFTER", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for args in (["push", model, str(file)], ["pull", model, "-o", str(tmp_path / "x")]):
+        code, out, err = run(*args)
+        assert code == 0
+        assert out.startswith("1\t")
+        assert f"{args[0]} {model}" in err
+
+
+def test_a_pipe_that_closes(run: Run, model: str, file: Path, server: ServerProgram) -> None:
+    run("push", model, file)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        ended = subprocess.run(
+            [sys.executable, "-m", "modelreg", "pull", model],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_for_a_shell(run: Run, shell: str) -> None:
+    code, out, err = run("completion", shell)
+    assert (code, err) == (0, "")
+    assert "_MODELREG_COMPLETE" in out
+
+
+def test_completion_knows_commands_flags_and_models(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = model.replace(" ", "_")
+    run("set", name)
+    monkeypatch.setenv("_MODELREG_COMPLETE", "bash_complete")
+    for words, expected in (
+        ("modelreg ver", "plain,versions"),
+        ("modelreg pull --ou", "plain,--output"),
+        (f"modelreg pull {name[:-1]}", f"plain,{name}"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        with pytest.raises(SystemExit):
+            main([])
+        assert expected in capfd.readouterr().out.splitlines()
+    monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", "grpc://127.0.0.1:1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert capfd.readouterr() == ("\n", "")
