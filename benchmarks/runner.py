@@ -26,8 +26,8 @@ SAME_CONTENT = b"the same again"
 WARM_UP_BYTES = 8 * 1024 * 1024
 SLOWEST = 5e6  # bytes a second; what is slower than that has failed
 BUSY = 0.9  # of a core; a client above it may be what is measured
-FILLERS = 16  # load processes that fill an archive before a boot
-FILL_AT_ONCE = 16_000  # versions: they are prepared first, and the table of them must not grow too long
+FILLERS = 10  # load processes at once that fill an archive before a boot
+FILLED_MODELS = 100  # that the versions of a boot belong to
 
 _FLOORS: dict[tuple[str, bool], tuple[Floor, ...]] = {
     ("upload", True): (floors.SHA256, floors.WRITE, floors.LOOPBACK),
@@ -227,11 +227,11 @@ class Runner:
         if not scenario.fresh:
             self._load.run([attrs.evolve(task, kind="upload", count=1)])
         if scenario.kind == "boot":
-            filler = attrs.evolve(task, kind="upload", timeout=600.0)
-            for left in range(point.count, 0, -FILL_AT_ONCE):
-                some = min(left, FILL_AT_ONCE)
-                shares = [some // FILLERS + (number < some % FILLERS) for number in range(FILLERS)]
-                self._load.run([attrs.evolve(filler, count=share) for share in shares if share])
+            filler = attrs.evolve(task, kind="upload", count=point.count // FILLED_MODELS, timeout=600.0)
+            models = [attrs.evolve(filler, model=f"filled-{number}") for number in range(FILLED_MODELS)]
+            for some in (models[first : first + FILLERS] for first in range(0, FILLED_MODELS, FILLERS)):
+                self._load.run([attrs.evolve(model, kind="create") for model in some])
+                self._load.run(some)
 
     def _round(self, case: Case, server: Server) -> Round:
         """Fresh model, fresh payload, one measurement, model deleted."""

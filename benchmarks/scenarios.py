@@ -179,7 +179,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         kind="boot",
         points=tuple(Point(size=64, chunk=64, count=versions) for versions in (1_000, 10_000, 100_000)),
         quick=(Point(size=64, chunk=64, count=1_000),),
-        toy=Point(size=64, chunk=64, count=20),
+        toy=Point(size=64, chunk=64, count=100),
         client="frames-16k",
         unit="s",
     ),
