@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import inspect
 import json
+import os
+import pty
 import re
+import shlex
 import shutil
+import struct
 import subprocess
+import sys
+import termios
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +29,7 @@ from modelreg.client import RegistryError
 from modelreg.errors import StartupError
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
-from tests.cli.test_program import ROOT, serving
+from tests.cli.test_program import ROOT, environment, serving
 
 README = (ROOT / "README.md").read_text()
 
@@ -178,6 +186,50 @@ def test_the_transcripts(tmp_path: Path) -> None:
             assert (ended.returncode, ended.stderr) == (0, ""), line
             assert comparable(ended.stdout) == comparable(expected), line
     assert len(list(transcripts())) == 10
+
+
+def carried_out(commands: list[str], cwd: Path, **variables: str) -> str:
+    """What a terminal shows where these commands are typed, but for what goes to standard error, of which there is to be none."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 120, 0, 0))
+    script = "\n".join(
+        [
+            f'modelreg() {{ {sys.executable} -m modelreg "$@"; }}',
+            *(f"echo '$ '{shlex.quote(line)}; {line}" for line in commands),
+        ]
+    )
+    with open(ours, "rb", buffering=0) as terminal, open(cwd / "stderr", "w+") as stderr:
+        with subprocess.Popen(
+            ["bash", "-c", script], cwd=cwd, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=stderr
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            with contextlib.suppress(OSError):  # EIO, when the last process has closed the terminal
+                while data := terminal.read(4096):
+                    shown += data
+            process.wait(60)
+        stderr.seek(0)
+        assert stderr.read() == ""
+    return shown.decode().replace("\r\n", "\n")
+
+
+def without_times(session: str) -> str:
+    """A session with the same time everywhere, and without what is bold on a terminal."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", session)
+    lines = [line.rstrip() for line in plain.split("\n")]
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "now", "\n".join(lines))
+
+
+def test_the_session_on_the_command_line(tmp_path: Path) -> None:
+    (session,) = blocks("shell-session")
+    with open(tmp_path / "checkpoint.pt", "wb") as checkpoint:
+        checkpoint.truncate(100_000_000)
+    with serving(tmp_path) as program:
+        endpoint = f"grpc://127.0.0.1:{program.port}"
+        commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
+        shown = carried_out(commands, tmp_path, COGMENT_MODEL_REGISTRY_ENDPOINT=endpoint, TERM="xterm", TZ="UTC")
+    assert without_times(shown) == without_times(session)
+    assert len(commands) == 5
 
 
 def test_the_changelog_knows_this_version() -> None:
