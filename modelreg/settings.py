@@ -424,6 +424,11 @@ class Settings:
                 f"registering with the directory, but listening on {self.host} only: "
                 "nobody beyond this machine can reach what the directory tells them, unless --host says otherwise"
             )
+        if self.directory_endpoint is not None and self.authentication_token_file is not None:
+            cautions.append(
+                "registering with the directory, but calls need a token: a directory whose health check sends none will drop "
+                "the registration each time"
+            )
         return tuple(cautions)
 
 

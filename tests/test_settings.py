@@ -191,6 +191,14 @@ def test_registering_what_only_this_machine_can_reach_is_cautioned_about() -> No
     assert "listening on 127.0.0.1 only" in caution
     (caution,) = Settings(directory_endpoint="grpc://foo:9005", host="0.0.0.0").cautions
     assert "directory" not in caution
+    (caution,) = Settings(
+        directory_endpoint="grpc://foo:9005",
+        host="0.0.0.0",
+        authentication_token_file=Path("t"),
+        tls_certificate=Path("c"),
+        tls_key=Path("k"),
+    ).cautions
+    assert "health check" in caution
 
 
 def test_secrets_are_not_shown() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from modelreg import __version__
 from modelreg.cli import main, output, progress
@@ -284,6 +285,33 @@ def test_tokens_come_from_a_file_or_a_variable(
         monkeypatch.setenv("COGMENT_MODEL_REGISTRY_TOKEN", "GH670ploT")
         assert main(["models"]) == 0
         assert main(["set", "x", "a=b"]) == 22
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    ours, theirs = authority.issue_cert("me"), authority.issue_cert("127.0.0.1")
+    files = {
+        "ca": authority.cert_pem,
+        "stranger": stranger.cert_pem,
+        "my certificate": ours.cert_chain_pems[0],
+        "my key": ours.private_key_pem,
+        "certificate": theirs.cert_chain_pems[0],
+        "key": theirs.private_key_pem,
+    }
+    at = {name: str(tmp_path / name) for name in files}
+    for name, blob in files.items():
+        blob.write_to_path(at[name])
+    options = (f"--tls_certificate={at['certificate']}", f"--tls_key={at['key']}", f"--tls_client_ca={at['ca']}")
+    with server_program(tmp_path / "archive", *options) as program:
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", f"grpc://{program.address}")
+        who = ["--certificate-chain", at["my certificate"], "--private-key", at["my key"]]
+        assert main(["models", "--root-certificates", at["ca"], *who]) == 0
+        assert capfd.readouterr() == ("", "")
+        assert main(["models", "--root-certificates", at["stranger"], *who]) == 22
+        assert "--root-certificates" in capfd.readouterr().err
+        assert main(["models", "--root-certificates", at["my key"], *who]) == 2
+        assert main(["models", "--patience=0"]) == 24
+        assert "--root-certificates" in capfd.readouterr().err
 
 
 def test_discovery(server: ServerProgram, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
