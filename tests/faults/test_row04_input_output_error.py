@@ -16,7 +16,7 @@ from tests.faults.tracing import tracing
 from tests.support.server import PATIENCE, ServerProgram
 
 
-@pytest.mark.parametrize("scenario", quick_are({"small", "content_that_heals", "update", "delete"}))
+@pytest.mark.parametrize("scenario", quick_are({"small", "update", "delete"}))
 def test_at_every_call(launcher: Launcher, memory_path: Path, scenario: Scenario) -> None:
     seen = fail_at_every_call(launcher, memory_path, scenario, errno.EIO)
     assert ("fsync directory", "UNAVAILABLE") in seen

@@ -25,7 +25,7 @@ def content(number: int, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("versions", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("versions", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_is_bounded(launcher: Launcher, memory_path: Path, versions: int, size: str) -> None:
     server = launcher.start(memory_path / "archive", "--cache_max_items=100")
     stop = threading.Event()

@@ -31,7 +31,7 @@ from tests.faults.crash import Launcher, Server
 from tests.faults.scenarios import chunks, delete
 
 # What ids may be made of, and what has been a way out of a directory elsewhere.
-MODEL_IDS = st.sampled_from(["m", "M", "team/policy", "../x", ".", "ü" * 200, "a b"])
+MODEL_IDS = st.sampled_from(["m", "M", "../team/policy", "ü" * 200])
 CONTENTS = st.sampled_from([b"", b"x", b"small" * 100, bytes(range(256)) * 600, b"large" * 900_000])
 USER_DATA = st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)
 CACHE = 4
@@ -251,6 +251,9 @@ class Service(RuleBasedStateMachine):
                 number: (version.stored, len(version.content), data_hash(version.content), version.user_data)
                 for number, version in model.versions.items()
             }
+            if numbers := sorted(model.versions):  # from the end: the newest, the oldest
+                found = self.calls.info(model_id, -1, -len(numbers))
+                assert [info.version_number for info in found] == [numbers[-1], numbers[0]]
 
     @invariant()
     def each_content_is_stored_once(self) -> None:
@@ -290,7 +293,7 @@ def code_of(failure: Any) -> Any:
     return failure.call.code()
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(12, 40), pytest.param(300, 80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("examples", "steps"), [(8, 30), pytest.param(300, 80, marks=pytest.mark.slow)])
 def test_service(launcher: Launcher, examples: int, steps: int) -> None:
     machine = type("Service", (Service,), {"launcher": launcher})
     run_state_machine_as_test(
