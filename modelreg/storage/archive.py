@@ -11,7 +11,7 @@ import functools
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -27,7 +27,6 @@ from modelreg.storage.sidecars import ModelRecord, VersionRecord
 from modelreg.storage.threads import Threads
 from modelreg.storage.writers import (
     DIRECT_BYTES,
-    SMALL_BYTES,
     ContentWriter,
     FileWriter,
     MemoryWriter,
@@ -37,6 +36,9 @@ from modelreg.storage.writers import (
 )
 
 DEFAULT_UPLOAD_BUFFER_BYTES = 256 << 20
+
+# One in so many bytes of it is for small content, which then never waits for large content.
+SMALL_SHARE = 8
 
 
 class Incoming:
@@ -126,8 +128,9 @@ class Archive:
         self.found = found
         self._layout = layout
         self._nursery = nursery
-        self._budget = Budget(upload_buffer_bytes)
-        self._pool = BufferPool(self._budget)
+        self._small_budget = Budget(upload_buffer_bytes // SMALL_SHARE)
+        self._budget = Budget(upload_buffer_bytes - upload_buffer_bytes // SMALL_SHARE)
+        self._pool = BufferPool(self._budget, nursery)
 
     # Models. Callers see to it that no two of these run for one model at once.
 
@@ -155,10 +158,10 @@ class Archive:
         Raises:
             ResourceExhausted, StorageFailed, Unavailable: as :meth:`Threads.file`.
         """
-        if size <= SMALL_BYTES:
-            async with small_writer(self._budget, size) as gathering:
+        with self.small_writer(size) as gathering:
+            if gathering is not None:
                 yield _SmallIncoming(gathering)
-            return
+                return
         temporary = await self.threads.file(self._make_temporary, size)
         try:
             async with self.file_writer(temporary.fd) as writer:
@@ -173,11 +176,9 @@ class Archive:
         async with file_writer(fd, self._pool, self.threads, self._nursery) as writer:
             yield writer
 
-    @asynccontextmanager
-    async def small_writer(self, size: int) -> AsyncIterator[MemoryWriter]:
-        """A writer for small content, out of the memory that all uploads share."""
-        async with small_writer(self._budget, size) as writer:
-            yield writer
+    def small_writer(self, size: int) -> AbstractContextManager[MemoryWriter | None]:
+        """A writer for small content, out of the memory that all uploads share; None for what has to go to a file."""
+        return small_writer(self._small_budget, size)
 
     def _make_temporary(self, size: int) -> _Temporary:
         free = os.statvfs(self._layout.tmp)

@@ -25,7 +25,7 @@ from sortedcontainers import SortedDict
 
 from modelreg.errors import ResourceExhausted
 from modelreg.storage.archive import Archive
-from modelreg.storage.writers import SMALL_BYTES, ContentWriter, FileWriter, MemoryWriter
+from modelreg.storage.writers import ContentWriter, FileWriter, MemoryWriter
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -100,14 +100,14 @@ class TransientStore(Generic[Key]):
         if size > self._max_bytes:
             msg = f"{size} bytes are more than all transient versions together may have ({self._max_bytes}): raise --cache_max_bytes"
             raise ResourceExhausted(msg)
-        if size <= SMALL_BYTES:
-            async with self._archive.small_writer(size) as gathering:
+        with self._archive.small_writer(size) as gathering:
+            if gathering is not None:
                 small = _SmallIncoming(self, gathering)
                 try:
                     yield small
                 finally:
                     small.close()
-            return
+                return
         fd = await self._archive.threads.file(_memory_file)
         taken = False
         try:

@@ -1,13 +1,14 @@
 """Content on its way in: hashed as the bytes arrive, and gathered in memory or written to a file.
 
-Small content is gathered in memory: no threads, no buffers. Large content goes through a pipeline::
+Small content is gathered in memory: no threads, no buffers. Large content, and small content where there's no memory left to
+gather it, goes through a pipeline::
 
     write() ──copies──> buffer ──full──> hash, in a thread ───────────┐
                           ^        └───> write to file, in a thread ──┤
                           └──────────── both done: the next one ──────┘
 
 Both stages take all the buffers that wait for them at once, so that under load a thread's start is paid once for many. Memory is a
-few buffers, whatever the content's size.
+few buffers, whatever the content's size. A buffer that isn't full goes the same way when other uploads wait for one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import trio
@@ -65,10 +66,14 @@ class MemoryWriter:
         return self._hash.digest()
 
 
-@asynccontextmanager
-async def small_writer(budget: Budget, size: int) -> AsyncIterator[MemoryWriter]:
-    """A writer that gathers *size* bytes, which are the budget's until the context ends."""
-    await budget.acquire(size)
+@contextmanager
+def small_writer(budget: Budget, size: int) -> Iterator[MemoryWriter | None]:
+    """A writer that gathers *size* bytes, which are the budget's until the context ends. None where that's too much, or the
+    budget has no more: it could be held by clients that never send the rest, so that nobody waits for it.
+    """
+    if size > SMALL_BYTES or not budget.take_now(size):
+        yield None
+        return
     try:
         yield MemoryWriter()
     finally:
@@ -126,13 +131,10 @@ class FileWriter:
                 self._filling = await self._next_buffer()
             data = data[self._filling.fill(data) :]
             if self._filling.full:
-                self._pass_on(self._filling)
-                self._filling = None
+                self._pass_on()
 
     async def finish(self) -> bytes:
-        if self._filling is not None:
-            self._pass_on(self._filling)
-            self._filling = None
+        self._pass_on()
         await self._drain()
         if self._failure is not None:
             raise self._failure
@@ -149,16 +151,22 @@ class FileWriter:
             await self._drain()
         if self._filling is not None:
             self._give_back(self._filling)
+            self._filling = None
 
     async def _next_buffer(self) -> Buffer:
         await self._ahead.acquire()
         try:
-            return await self._pool.take()
+            return await self._pool.take(self._pass_on)
         except (trio.Cancelled, OSError):
             self._ahead.release()
             raise
 
-    def _pass_on(self, buffer: Buffer) -> None:
+    def _pass_on(self) -> None:
+        """Hash and write what has been filled; nothing else is filled until the next bytes come."""
+        if self._filling is None:
+            return
+        buffer, self._filling = self._filling, None
+        self._pool.filled(buffer)
         self._users[buffer] = len(self._stages)
         for stage in self._stages:
             stage.add(buffer)
@@ -228,7 +236,9 @@ def bypass_page_cache(fd: int) -> None:
 
 
 def _write_buffer(fd: int, content: memoryview, offset: int) -> None:
-    """Write a buffer's content; what isn't a whole number of blocks, the file's end, takes the way of the page cache."""
+    """Write a buffer's content. What isn't a whole number of blocks takes the way of the page cache, and so does all that follows:
+    mostly nothing, as it's the file's end.
+    """
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if flags & os.O_DIRECT:
         written = _write_blocks(fd, content, offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,6 +249,37 @@ def test_upload_for_an_unknown_model_is_not_found_before_any_body_is_read(calls:
 
 
 # disk full, quota, or a transient version larger than the whole memory limit: see test_behaviour_full.py
+
+
+# clients that are slow, or have stalled
+
+
+@STORED_AND_TRANSIENT
+@pytest.mark.parametrize("stalled", [16, 64])
+@pytest.mark.parametrize("size", [100 << 10, 64 * MIB], ids=["small", "large"])
+def test_uploads_that_stall_keep_no_other_waiting(
+    start_server: StartServer, archived: bool, stalled: int, size: int
+) -> None:
+    server = start_server(f"--upload_buffer_bytes={16 * MIB}")
+    with connected(server.address) as calls, contextlib.ExitStack() as stack:
+        calls.create("m")
+        channel = stack.enter_context(open_channel(server.address))
+        running, requests = [], []
+        for _ in range(stalled):
+            requests.append(stack.enter_context(OpenRequest(header("m", data_size=size, archived=archived))))
+            running.append(Calls(channel).CreateVersion.future(requests[-1]))
+            requests[-1].send(body(b"a" * 100))
+        for request in requests:
+            request.wait_sent()
+        Calls(channel).status()  # it came after all of them
+        data = [bytes([number]) * MIB for number in range(64)]
+        begin = time.monotonic()
+        calls.CreateVersion(iter(upload("m", b"x", archived=archived)), timeout=5)
+        calls.CreateVersion(iter(upload("m", *data, archived=archived)), timeout=20)
+        assert time.monotonic() - begin < 10
+        assert calls.data("m", 1) == b"x"
+        assert calls.data("m", 2) == b"".join(data)
+        assert not any(call.done() for call in running)
 
 
 # client gone, deadline over, server stopping before the commit

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -36,7 +37,7 @@ async def archive(tmp_path: Path) -> AsyncIterator[Archive]:
     async with archive_at(tmp_path) as archive:
         await archive.write_model(model_record("m"))
         yield archive
-        assert archive._budget.used == 0
+        assert archive._budget.used == archive._small_budget.used == 0
     assert not list((tmp_path / "tmp").iterdir())
 
 
@@ -94,9 +95,21 @@ async def test_what_is_not_installed_leaves_no_trace(size: int, archive: Archive
 
     async def check() -> None:
         assert files_below(tmp_path) == before
-        assert archive._budget.used == 0
+        assert archive._budget.used == archive._small_budget.used == 0
 
     await cancelled_at_every_step(work, check)
+
+
+async def test_small_uploads_that_stall_keep_nobody_waiting(archive: Archive) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        while archive._small_budget.take_now(1 << 10):
+            stack.callback(archive._small_budget.release, 1 << 10)
+        for number in (1, 2, 3):
+            stalled = await stack.enter_async_context(archive.incoming(1 << 10))
+            await stalled.write(memoryview(b"stalled"))
+            content = pattern(1 << 10, seed=number)
+            record = await store(archive, "m", number, content)
+            assert archive.blobs.read(bytes.fromhex(record.sha256), 1 << 10) == content
 
 
 @pytest.mark.parametrize("size", [10, LARGE])

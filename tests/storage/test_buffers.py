@@ -192,7 +192,26 @@ def test_like_a_plain_queue(actions: list[tuple[str, int]]) -> None:
     trio.run(main)
 
 
+async def test_taking_without_waiting(nursery: trio.Nursery) -> None:
+    budget = Budget(10)
+    assert budget.take_now(8)
+    assert not budget.take_now(3)
+    large = Caller(budget, 5, nursery)
+    await settled()
+    assert budget.waited_for
+    assert not budget.take_now(1), "somebody is in front"
+    budget.release(8)
+    await settled()
+    assert large.has()
+    assert budget.take_now(5)
+    assert budget.used == 10
+
+
 # Buffers
+
+
+def not_to_be_called() -> None:
+    raise AssertionError("nobody waits")
 
 
 def test_filling_a_buffer() -> None:
@@ -207,20 +226,20 @@ def test_filling_a_buffer() -> None:
     assert bytes(buffer.content) == b"abc" + bytes(rest)
 
 
-async def test_buffers_are_used_again_and_empty_then() -> None:
-    pool = BufferPool(Budget(20 * BUFFER_BYTES))
-    buffer = await pool.take()
+async def test_buffers_are_used_again_and_empty_then(nursery: trio.Nursery) -> None:
+    pool = BufferPool(Budget(20 * BUFFER_BYTES), nursery)
+    buffer = await pool.take(not_to_be_called)
     buffer.fill(memoryview(b"left over"))
     pool.give_back(buffer)
-    again = await pool.take()
+    again = await pool.take(not_to_be_called)
     assert again is buffer
     assert bytes(again.content) == b""
 
 
-async def test_a_moderate_number_of_buffers_is_kept() -> None:
+async def test_a_moderate_number_of_buffers_is_kept(nursery: trio.Nursery) -> None:
     budget = Budget(20 * BUFFER_BYTES)
-    pool = BufferPool(budget)
-    buffers = [await pool.take() for _ in range(20)]
+    pool = BufferPool(budget, nursery)
+    buffers = [await pool.take(not_to_be_called) for _ in range(20)]
     assert budget.used == 20 * BUFFER_BYTES
     for buffer in buffers:
         pool.give_back(buffer)
@@ -228,14 +247,16 @@ async def test_a_moderate_number_of_buffers_is_kept() -> None:
     assert len(pool._kept) == KEPT_BUFFERS
 
 
-async def test_a_buffer_that_can_not_be_made_leaves_the_budget_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_buffer_that_can_not_be_made_leaves_the_budget_whole(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
     budget = Budget(4 * BUFFER_BYTES)
-    pool = BufferPool(budget)
+    pool = BufferPool(budget, nursery)
 
     def fail(fileno: int, size: int) -> mmap.mmap:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(mmap, "mmap", fail)
     with pytest.raises(OSError):
-        await pool.take()
+        await pool.take(not_to_be_called)
     assert budget.used == 0

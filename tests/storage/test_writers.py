@@ -22,7 +22,7 @@ from modelreg.errors import ResourceExhausted, StorageFailed
 from modelreg.log import silent_logger
 from modelreg.storage import writers
 from modelreg.storage.archive import Archive
-from modelreg.storage.buffers import BUFFER_BYTES, Budget, BufferPool
+from modelreg.storage.buffers import BUFFER_BYTES, FILLING_SECONDS, Budget, BufferPool
 from modelreg.storage.threads import Threads
 from modelreg.storage.transient import TransientStore
 from modelreg.storage.writers import BUFFERS_AHEAD, SMALL_BYTES, ContentWriter, file_writer, small_writer
@@ -47,16 +47,17 @@ def bytes_of(fd: int) -> bytes:
 
 @asynccontextmanager
 async def small(size: int, budget: Budget) -> AsyncIterator[Written]:
-    async with small_writer(budget, size) as writer:
+    with small_writer(budget, min(size, SMALL_BYTES)) as writer:
+        assert writer is not None
         yield Written(writer, lambda: bytes(writer.data), budget)
 
 
 @asynccontextmanager
-async def to_file(fd: int, budget: Budget) -> AsyncIterator[Written]:
+async def to_file(fd: int, budget: Budget, pool: BufferPool | None = None) -> AsyncIterator[Written]:
     failure: Exception | None = None
     async with (
         trio.open_nursery() as nursery,
-        file_writer(fd, BufferPool(budget), Threads(silent_logger()), nursery) as writer,
+        file_writer(fd, pool or BufferPool(budget, nursery), Threads(silent_logger()), nursery) as writer,
     ):
         try:
             yield Written(writer, lambda: bytes_of(fd), budget)
@@ -79,10 +80,10 @@ async def file_in(directory: Path, budget: Budget, *, direct: bool = False) -> A
 
 
 @asynccontextmanager
-async def memory_file(budget: Budget) -> AsyncIterator[Written]:
+async def memory_file(budget: Budget, pool: BufferPool | None = None) -> AsyncIterator[Written]:
     fd = os.memfd_create("test")
     try:
-        async with to_file(fd, budget) as written:
+        async with to_file(fd, budget, pool) as written:
             yield written
     finally:
         os.close(fd)
@@ -126,8 +127,8 @@ async def into_memory(directory: Path, size: int, budget: Budget) -> AsyncIterat
 
 
 def use_budget(archive: Archive, budget: Budget) -> None:
-    archive._budget = budget
-    archive._pool = BufferPool(budget)
+    archive._budget = archive._small_budget = budget
+    archive._pool = BufferPool(budget, archive._nursery)
 
 
 FILE_KINDS = ["a file on disk", "a file past the page cache", "a file on tmpfs", "a file in memory"]
@@ -359,7 +360,7 @@ async def test_a_shielded_upload_is_whole_though_everything_around_it_is_cancell
     fd = os.memfd_create("test")
     budget = Budget(64 << 20)
     async with trio.open_nursery() as nursery:
-        async with file_writer(fd, BufferPool(budget), Threads(silent_logger()), nursery) as writer:
+        async with file_writer(fd, BufferPool(budget, nursery), Threads(silent_logger()), nursery) as writer:
             with trio.CancelScope(shield=True):
                 await writer.write(memoryview(content)[:1_500_000])
                 nursery.cancel_scope.cancel()
@@ -373,7 +374,7 @@ async def test_a_shielded_upload_is_whole_though_everything_around_it_is_cancell
 
 async def test_hundreds_of_uploads_share_a_small_budget(nursery: trio.Nursery) -> None:
     budget = Budget(4 << 20)
-    pool = BufferPool(budget)
+    pool = BufferPool(budget, nursery)
     threads = Threads(silent_logger())
     content = pattern(LARGE)
     done = 0
@@ -393,6 +394,82 @@ async def test_hundreds_of_uploads_share_a_small_budget(nursery: trio.Nursery) -
             uploads.start_soon(upload)
     assert done == 100
     assert budget.used == 0
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_uploads_that_stall_keep_nobody_waiting(
+    direct: bool, tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """They aren't harmed by it either: their bytes come in the end."""
+    budget = Budget(2 * BUFFER_BYTES)
+    pool = BufferPool(budget, nursery)
+    threads = Threads(silent_logger())
+    content = pattern(LARGE)
+    stalled, go_on = 0, trio.Event()
+
+    async def stalling(number: int) -> None:
+        nonlocal stalled
+        fd = os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT)
+        if direct:
+            writers.bypass_page_cache(fd)
+        async with file_writer(fd, pool, threads, nursery) as writer:
+            await writer.write(memoryview(content)[: number * 100_001])
+            stalled += 1
+            await go_on.wait()
+            await writer.write(memoryview(content)[number * 100_001 :])
+            assert await writer.finish() == hashlib.sha256(content).digest()
+        os.close(fd)
+        assert (tmp_path / str(number)).read_bytes() == content
+
+    async with trio.open_nursery() as uploads:
+        for number in range(1, 21):
+            uploads.start_soon(stalling, number)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stalled < 20
+        async with memory_file(budget, pool) as written:
+            await written.writer.write(memoryview(content))
+            assert await written.writer.finish() == hashlib.sha256(content).digest()
+            assert written.content() == content
+        assert stalled == 20
+        go_on.set()
+    assert budget.used == 0
+
+
+async def test_a_buffer_is_not_called_in_before_its_time(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    budget = Budget(2 * BUFFER_BYTES)
+    pool = BufferPool(budget, nursery)
+    async with (
+        memory_file(budget, pool) as first,
+        memory_file(budget, pool) as second,
+        memory_file(budget, pool) as third,
+    ):
+        await first.writer.write(memoryview(b"1"))
+        mock_clock.jump(1000)
+        await second.writer.write(memoryview(b"2"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.used == 2 * BUFFER_BYTES, "nobody waits"
+        nursery.start_soon(third.writer.write, memoryview(b"3"))
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(FILLING_SECONDS * 0.9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (first.content(), second.content()) == (b"", b"")
+        mock_clock.jump(FILLING_SECONDS * 0.11)
+        while first.content() != b"1":
+            await trio.to_thread.run_sync(lambda: None)
+
+
+async def test_small_content_for_which_no_memory_is_left_is_not_gathered() -> None:
+    budget = Budget(1000)
+    with small_writer(budget, 600) as first, small_writer(budget, 401) as second, small_writer(budget, 400) as third:
+        assert first is not None
+        assert second is None
+        assert third is not None
+        assert budget.used == 1000
+    assert budget.used == 0
+    with small_writer(Budget(1 << 30), SMALL_BYTES + 1) as large:
+        assert large is None
 
 
 # Past the page cache
