@@ -23,7 +23,7 @@ from . import frames, replies
 from ._h2 import Engine
 from .streams import FilePiece, Stream
 
-QUANTUM = 256 * 1024
+QUANTUM = 512 * 1024
 
 
 class FileSpan:

@@ -23,8 +23,10 @@ from .outbound import FileSpan, Plan
 from .streams import FilePiece
 
 GATHER_BELOW = 64 * 1024
-NOT_SENT = 256 * 1024
-"""Bytes that may wait in the kernel without having been sent (TCP_NOTSENT_LOWAT): a small reply is queued behind them."""
+NOT_SENT = 1024 * 1024
+"""Bytes that may wait in the kernel without having been sent (TCP_NOTSENT_LOWAT): a small reply is queued behind them.
+
+A quarter of it costs a download a seventh more CPU time in wake-ups; more than it gains little."""
 
 PREFETCH = 4 << 20
 """Bytes of a cold file that are read before any of them is sent."""
