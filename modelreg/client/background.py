@@ -55,13 +55,13 @@ class Background:
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> BackgroundTask:
         """Run a function in a task of its own, on the event loop that runs now."""
         task = BackgroundTask()
-        self._tasks.add(task)
-        if trio.lowlevel.in_trio_task():  # asked first: as a guest, Trio runs within asyncio's loop
+        if _on_trio():
             trio.lowlevel.spawn_system_task(task._run, function, self._tasks, name=name)  # noqa: SLF001
         else:
             handle = asyncio.create_task(task._run(function, self._tasks), name=name)  # noqa: SLF001
             self._handles.add(handle)  # the loop itself holds tasks weakly
             handle.add_done_callback(self._handles.discard)
+        self._tasks.add(task)
         return task
 
     async def close(self) -> None:
@@ -72,3 +72,12 @@ class Background:
         with anyio.CancelScope(shield=True):
             for task in tasks:
                 await task.wait()
+
+
+def _on_trio() -> bool:
+    """Whether this is a Trio task. Asked instead of asyncio, as a guest Trio runs within an asyncio loop."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True

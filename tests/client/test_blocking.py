@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import os
 import signal
 import subprocess
 import sys
@@ -140,22 +139,22 @@ def test_an_interrupt_ends_the_call(server: ServerProgram, name: str) -> None:
             assert process.returncode == 0
 
 
-def test_after_a_fork_it_says_so(registry: Any) -> None:
-    registry.list_models()
-    read, write = os.pipe()
-    with pytest.warns() if sys.version_info >= (3, 12) else pytest.MonkeyPatch.context():
-        pid = os.fork()
-    if pid == 0:
-        try:
-            registry.list_models()
-        except RuntimeError as error:
-            os.write(write, str(error).encode())
-        finally:
+def test_after_a_fork_it_says_so(url: str) -> None:
+    program = f"""
+        import os
+        import modelreg.client.blocking as cogment
+        registry = cogment.Context("me").get_model_registry_v2(cogment.Endpoint({url!r}))
+        registry.list_models()
+        if os.fork() == 0:
+            try:
+                registry.list_models()
+            except RuntimeError as error:
+                print(error, flush=True)
             os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as said:
-        assert "fork" in said.read()
-    os.waitpid(pid, 0)
+        os.wait()
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
+    assert "before a fork" in subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
 def test_progress_callbacks_must_not_call_the_client(registry: Any, name: str) -> None:

@@ -86,6 +86,11 @@ class TestUpload:
         numbers = array.array("d", [0.5, 1.5])
         self.sends(run, url, name, numbers, numbers.tobytes())
 
+    def test_numpy_arrays(self, run: Run, url: str, name: str) -> None:
+        numpy = pytest.importorskip("numpy")
+        for array_ in (numpy.arange(6.0).reshape(2, 3), numpy.zeros((0, 3)), numpy.float32([1, 2])):
+            self.sends(run, url, name, array_, array_.tobytes())
+
     def test_path(self, run: Run, url: str, name: str, file: Path) -> None:
         self.sends(run, url, name, file)
 
