@@ -71,7 +71,7 @@ def commands_table() -> str:
 
     def row(name: str) -> tuple[str, ...]:
         command = COMMANDS[name]
-        arguments = [part.make_metavar(CONTEXT) for part in command.params if isinstance(part, click.Argument)]
+        arguments = command.collect_usage_pieces(CONTEXT)[1:]
         own = [flag.opts[0] for flag in flags_of(command) if flag.opts[0] not in common | {"--format"}]
         meaning = command.get_short_help_str(limit=1000)
         return f"`{' '.join([name, *arguments])}`", meaning, ", ".join(f"`{flag}`" for flag in own)
