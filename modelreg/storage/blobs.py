@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -205,16 +206,22 @@ class BlobStore:
         """Open a blob.
 
         Raises:
-            Damaged: it's missing, or its size is another one.
+            Damaged: it's missing, not a regular file, or its size is another one.
             OSError: it could not be opened.
         """
         try:
-            fd = os.open(self._layout.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
+            fd = os.open(self._layout.blob(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ELOOP}:
+            if error.errno not in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
                 raise
-            raise self.report_damage(digest, "it is missing") from None
-        fingerprint = Fingerprint.of(os.fstat(fd))
+            reason = "it is missing" if error.errno == errno.ENOENT else "it's not a regular file"
+            raise self.report_damage(digest, reason) from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise self.report_damage(digest, "it's not a regular file")
+        fingerprint = Fingerprint.of(status)
         if fingerprint.size != size:
             os.close(fd)
             raise self.report_damage(digest, f"it has {fingerprint.size} bytes in place of {size}")

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -91,7 +92,21 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-every_damage = pytest.mark.parametrize("damage", [flip, truncate, lengthen, empty, link, remove])
+def pipe(path: Path) -> None:
+    """Who opens it waits for a writer."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def listener(path: Path) -> None:
+    path.unlink()
+    here = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as at:
+        at.bind(f"/proc/self/fd/{here}/{path.name}")  # the whole path may be too long for one
+    os.close(here)
+
+
+every_damage = pytest.mark.parametrize("damage", [flip, truncate, lengthen, empty, link, remove, pipe, listener])
 
 
 # Installing
@@ -139,14 +154,14 @@ async def test_storing_the_same_content_again_heals(
     if not known:
         blobs._sound.clear()
     damage(path)
-    damaged = path.read_bytes() if path.exists() else None
+    damaged = path.read_bytes() if path.is_file() else None
     blobs.install(temporary_file(archive), DIGEST, SIZE)
     assert blobs.read(DIGEST, SIZE) == CONTENT
     assert not path.is_symlink()
     assert blobs.is_sound(DIGEST)
     quarantined = list((tmp_path / "quarantine").iterdir())
-    assert [place.read_bytes() for place in quarantined] == ([] if damaged is None else [damaged])
-    assert blobs.damage_found == (0 if damaged is None else 1)
+    assert [place.read_bytes() for place in quarantined if place.is_file()] == ([] if damaged is None else [damaged])
+    assert len(quarantined) == blobs.damage_found == (damage is not remove)
     assert not list((tmp_path / "tmp").iterdir())
 
 
@@ -471,6 +486,12 @@ async def test_an_empty_blob(blobs: BlobStore) -> None:
     with contextlib.closing(blobs.open(digest, 0)) as blob:
         blob.check(0)
         assert blob.sound
+
+
+async def test_a_pipe_in_the_place_of_an_empty_blob(archive: Archive, blobs: BlobStore) -> None:
+    os.mkfifo(archive._layout.blob(hashlib.sha256().digest()))
+    with pytest.raises(Damaged, match="not a regular file"):
+        blobs.open(hashlib.sha256().digest(), 0)
 
 
 async def test_a_blob_that_can_not_be_opened_is_not_called_damaged(archive: Archive, blobs: BlobStore) -> None:
