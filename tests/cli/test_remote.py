@@ -18,6 +18,7 @@ from modelreg import __version__
 from modelreg.cli import main, output, progress
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
+from tests.support.directory import RegisteringDirectory
 from tests.support.server import ServerProgram, server_program
 
 DATA = bytes(range(256)) * 20
@@ -324,6 +325,21 @@ def test_discovery(server: ServerProgram, monkeypatch: pytest.MonkeyPatch, capfd
         assert "none for this token" in capfd.readouterr().err
         monkeypatch.setenv("COGMENT_DIRECTORY_AUTHENTICATION_TOKEN", "GH670ploT")
         assert main(["status"]) == 0
+
+
+def test_a_server_that_registered_itself_is_discovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    servicer = RegisteringDirectory()
+    with serving_directory(servicer) as directory:
+        options = (f"--directory_endpoint={directory.url}", "--directory_registration_properties=stage=test")
+        with server_program(tmp_path / "archive", *options) as program:
+            program.wait_for_log("registered with the directory")
+            monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", directory.url)
+            assert main(["models", "--endpoint=cogment://discover?stage=test"]) == 0
+            assert main(["models", "--endpoint=cogment://discover?stage=live", "--patience=0"]) == 24
+            program.stop()
+        assert servicer.services == {}
 
 
 def test_on_a_terminal_it_is_for_people(run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
