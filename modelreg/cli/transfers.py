@@ -88,20 +88,28 @@ def pull_command(session: Session, model: str, version: int, file: Path, force: 
     VERSION is 'latest', a number, or counted from the newest: -1 is the newest, -2 the one before. A file appears whole and verified, or not at
     all; nor does anything reach standard output that isn't verified. What version it is comes on standard output, where the data doesn't.
     """
-    if file != PIPE:
-        info = _download(session, model, version, file, overwrite=force)
-        session.output.line(info, VERSION_COLUMNS)
-        return
-    if sys.stdout.isatty():
+    if file == PIPE and sys.stdout.isatty():
         raise click.UsageError("a model's data would garble the terminal: give --output FILE, or redirect it")
+    if file == PIPE:
+        _copy(session, model, version, sys.stdout.buffer)
+        return
+    if file.exists() and not file.is_file():  # a device or a named pipe: written to, never replaced
+        with file.open("wb") as device:
+            info = _copy(session, model, version, device)
+    else:
+        info = _download(session, model, version, file, overwrite=force)
+    session.output.line(info, VERSION_COLUMNS)
+
+
+def _copy(session: Session, model: str, version: int, target: IO[bytes]) -> dict[str, object]:
+    """Write a version to something that takes what it's given, once it's here whole and verified."""
     with tempfile.TemporaryDirectory(prefix="modelreg-") as folder:
         path = Path(folder, "data")
-        _download(session, model, version, path, overwrite=True)
-        stdout = sys.stdout.buffer
+        info = _download(session, model, version, path, overwrite=True)
         with path.open("rb") as data:
-            path.unlink()
-            shutil.copyfileobj(data, stdout, _COPY_BYTES)
-        stdout.flush()
+            shutil.copyfileobj(data, target, _COPY_BYTES)
+        target.flush()
+    return info
 
 
 def _download(session: Session, model: str, version: int, path: Path, *, overwrite: bool) -> dict[str, object]:

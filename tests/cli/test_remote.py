@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -132,6 +133,12 @@ def test_pull_to_standard_output(run: Run, model: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a model")
     run("push", model, tmp_path / "text")
     assert run("pull", model) == (0, "a model", "")
+
+
+def test_pull_into_a_device_leaves_it_one(run: Run, model: str, file: Path) -> None:
+    run("push", model, file)
+    assert run("pull", model, "-o", "/dev/null", "--force")[0] == 0
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 @pytest.mark.parametrize("seekable", [True, False])
