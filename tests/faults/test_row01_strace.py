@@ -91,8 +91,10 @@ def test_killed_by_strace(launcher: Launcher, tmp_path: Path, scenario: Scenario
     assert act()
     names = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
     assert names >= {"openat", "fsync"}
+    killed = 0
     for name in sorted(names):
         for number in itertools.count(1):
             if act("-e", f"inject={name}:signal=SIGKILL:when={number}"):
-                assert number > 1
                 break
+            killed += 1
+    assert killed > 5
