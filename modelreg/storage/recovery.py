@@ -48,6 +48,8 @@ class FoundModel:
     highest_number: int
     # Contents that are missing, or of another size; none of them has been read.
     damaged: AbstractSet[bytes] = frozenset()
+    # How many bad sidecars couldn't be moved to quarantine either, and lie where they were.
+    stuck: int = 0
 
     @property
     def contents(self) -> AbstractSet[bytes]:
@@ -211,9 +213,11 @@ def _quarantine(layout: Layout, path: str, reason: str, logger: Logger, *, keep:
     logger.error("a bad record goes to quarantine", file=os.path.relpath(path, layout.root), reason=reason)
     place = layout.quarantine_place(os.path.relpath(path, layout.models).replace(os.sep, "+"))
     if keep:
-        with contextlib.suppress(OSError):  # not every file may be linked: fs.protected_hardlinks in proc(5)
+        try:
             durable.link_also(Path(path), place)
-            return
+        except OSError:  # not every file may be linked: fs.protected_hardlinks in proc(5)
+            durable.move_away(Path(path), place)
+        return
     durable.move_away(Path(path), place)
 
 
@@ -249,14 +253,19 @@ def settle(layout: Layout, inspected: InspectedModel, logger: Logger) -> FoundMo
     elif inspected.bad and highest > record.number_ceiling:
         record = attrs.evolve(record, number_ceiling=highest)
         sidecars.write_model(layout, record)
+    stuck = 0
     for bad_path, reason in inspected.bad:
-        _quarantine(layout, bad_path, reason, logger)
+        try:
+            _quarantine(layout, bad_path, reason, logger)
+        except OSError as error:
+            stuck += 1
+            logger.warning("it stays where it is", file=os.path.relpath(bad_path, layout.root), error=str(error))
     versions = inspected.directory / "versions"
     if not versions.is_dir():  # nothing could be stored
         if os.path.lexists(versions):
             _quarantine(layout, str(versions), "it's in the place of a directory", logger)
         durable.make_directory(versions)
-    return FoundModel(record=record, versions=inspected.versions, highest_number=highest)
+    return FoundModel(record=record, versions=inspected.versions, highest_number=highest, stuck=stuck)
 
 
 def _unknown(layout: Layout, logger: Logger) -> Unknown:
@@ -278,11 +287,12 @@ def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
 def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) -> set[bytes]:
     """Compare the blobs with the sidecars: tell of what's damaged, delete what nothing has referred to for a day.
 
-    Of what nothing refers to, a record in quarantine may be the last to tell: as long as there's one, nothing is deleted.
+    Of what nothing refers to, a record in quarantine, or one that ought to be there, may be the last to tell: as long as there's one,
+    nothing is deleted.
     """
     wanted = {version.sha256: version.size for model in models for version in model.versions}
     oldest = time.time() - ORPHAN_AGE
-    needed = inspection.records_in_quarantine(layout) > 0
+    needed = inspection.records_in_quarantine(layout) > 0 or any(model.stuck for model in models)
     found, damaged, kept = set(), set(), 0
     for entry in inspection.blob_files(layout, _unknown(layout, logger)):
         digest = entry.name
@@ -299,7 +309,7 @@ def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) 
                 logger.info("deleted a blob that nothing refers to", sha256=digest, size=status.st_size)
                 os.unlink(entry.path)
     if kept:
-        logger.warning("kept blobs that nothing refers to, as records in quarantine may", blobs=kept)
+        logger.warning("kept blobs that nothing refers to, as bad records may", blobs=kept)
     for digest in sorted(wanted.keys() - found):
         damaged.add(bytes.fromhex(digest))
         logger.error("a blob is missing", sha256=digest)

@@ -154,9 +154,19 @@ def read(path: str | Path, kind: type[Record]) -> Record:
     """Read a record.
 
     Raises:
-        BadRecord: it isn't a regular file that holds one.
-        OSError: it could not be read.
+        BadRecord: it isn't a regular file that holds one, or this one file can't be read.
+        OSError: it could not be read, for a reason that isn't its own.
     """
+    try:
+        return parse(_read_file(path), kind)
+    except OSError as error:
+        if error.errno not in {errno.EIO, errno.EACCES}:
+            raise
+        msg = f"it can't be read ({error.strerror})"
+        raise BadRecord(msg) from error
+
+
+def _read_file(path: str | Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -172,7 +182,7 @@ def read(path: str | Path, kind: type[Record]) -> Record:
         if status.st_size > LARGEST_RECORD:
             msg = f"{status.st_size} bytes are more than a record can have"
             raise BadRecord(msg)
-        return parse(os.read(fd, status.st_size + 1), kind)
+        return os.read(fd, status.st_size + 1)
     finally:
         os.close(fd)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -411,6 +412,97 @@ def test_a_lost_model_record_of_a_long_id_is_restored_from_its_versions(layout: 
     assert numbers(found[model_id]) == [7]
     assert found[model_id].record.number_ceiling == 7 + NUMBERS_SKIPPED
     assert_second_boot_is_quiet(root, found)
+
+
+def fail_to_read(monkeypatch: pytest.MonkeyPatch, path: Path, call: str, error: int) -> None:
+    """One file can't be opened, or not read: a bad sector under its inode or its bytes, or somebody else's file."""
+    real_open, real_read, file = os.open, os.read, path.stat()
+
+    def open_(name: str | Path, flags: int, *args: int) -> int:
+        if call == "open" and Path(name) == path:
+            raise OSError(error, os.strerror(error))
+        return real_open(name, flags, *args)
+
+    def read(fd: int, size: int) -> bytes:
+        if call == "read" and os.path.samestat(os.fstat(fd), file):
+            raise OSError(error, os.strerror(error))
+        return real_read(fd, size)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "read", read)
+
+
+unreadable = pytest.mark.parametrize(
+    ("call", "error"), [("open", errno.EIO), ("open", errno.EACCES), ("read", errno.EIO)]
+)
+
+
+@unreadable
+def test_a_sidecar_that_can_not_be_read_goes_to_quarantine(
+    call: str, error: int, layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(layout, "m", [1, 2, 3])
+    make(layout, "other", [1])
+    with monkeypatch.context() as broken:
+        fail_to_read(broken, layout.version_sidecar("m", 3), call, error)
+        found = boot(root)
+    assert numbers(found["m"]) == [1, 2]
+    assert found["m"].highest_number == 3
+    assert numbers(found["other"]) == [1]
+    assert quarantined(root) == ["m+versions+0000000003.json"]
+    assert_second_boot_is_quiet(root, found)
+
+
+@unreadable
+def test_a_model_record_that_can_not_be_read_is_restored_and_kept(
+    call: str, error: int, layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(layout, "m", [1, 5], ceiling=100)
+    before = layout.model_record("m").read_bytes()
+    with monkeypatch.context() as broken:
+        fail_to_read(broken, layout.model_record("m"), call, error)
+        broken.setattr(os, "link", refuse_links(layout.quarantine))  # fs.protected_hardlinks, of somebody else's file
+        found = boot(root)
+    assert numbers(found["m"]) == [1, 5]
+    assert found["m"].record.number_ceiling >= 5 + NUMBERS_SKIPPED
+    (place,) = layout.quarantine.iterdir()
+    assert place.read_bytes() == before
+    assert_second_boot_is_quiet(root, found)
+
+
+def refuse_links(directory: Path) -> Callable[..., None]:
+    real_link = os.link
+
+    def link(path: Path, other: Path, **options: bool) -> None:
+        if Path(other).parent == directory:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real_link(path, other, **options)
+
+    return link
+
+
+def test_a_bad_sidecar_that_can_not_be_moved_stays_and_so_does_its_blob(
+    layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(layout, "m", [1, 2])
+    blob = layout.blob(hashlib.sha256(b"m 2").digest())
+    os.utime(blob, (0, 0))
+    rename = Path.rename
+
+    def broken_rename(path: Path, other: Path) -> Path:
+        if path == layout.version_sidecar("m", 2):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, other)
+
+    with monkeypatch.context() as broken:
+        fail_to_read(broken, layout.version_sidecar("m", 2), "read", errno.EIO)
+        broken.setattr(Path, "rename", broken_rename)
+        found = boot(root)
+    assert numbers(found["m"]) == [1]
+    assert found["m"].highest_number == 2
+    assert blob.exists()
+    assert quarantined(root) == []
+    assert numbers(boot(root)["m"]) == [1, 2], "it could be read after all"
 
 
 def test_a_ceiling_stays_below_the_last_number(layout: Layout, root: Path) -> None:
