@@ -56,7 +56,7 @@ def ext4(_ext4: Disk) -> Iterator[Disk]:
         shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("scenario", quick_are({"small", "transient", "create", "delete"}))
+@pytest.mark.parametrize("scenario", quick_are({"small", "transient", "delete"}))
 def test_while_it_writes(launcher: Launcher, ext4: Disk, scenario: Scenario) -> None:
     seen = crash_at_every_call(launcher, ext4.directory, scenario, PowerCut(disk=ext4))
     show(seen)

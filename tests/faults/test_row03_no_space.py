@@ -23,7 +23,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     "error", [errno.ENOSPC, pytest.param(errno.EDQUOT, marks=pytest.mark.slow)], ids=errno.errorcode.get
 )
-@pytest.mark.parametrize("scenario", quick_are({"small", "content_that_heals", "transient"}))
+@pytest.mark.parametrize("scenario", quick_are({"small", "transient"}))
 def test_at_every_call(launcher: Launcher, memory_path: Path, scenario: Scenario, error: int) -> None:
     seen = fail_at_every_call(launcher, memory_path, scenario, error, only="changing")
     assert {status for name, status in seen if name in {"create", "write"}} <= {"RESOURCE_EXHAUSTED"}

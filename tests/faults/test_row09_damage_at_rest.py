@@ -77,7 +77,7 @@ def read(calls: Calls, number: int) -> tuple[bytes, Any]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("data", ALL, ids=["small", "medium", "large"])
-@pytest.mark.parametrize("when", ["running", "stopped"])
+@pytest.mark.parametrize("when", [pytest.param("running", marks=pytest.mark.slow), "stopped"])
 def test_damage(
     launcher: Launcher, memory_path: Path, data: bytes, damage: str, when: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
