@@ -12,7 +12,15 @@ from pathlib import Path
 import attrs
 
 from modelreg.storage import sidecars
-from modelreg.storage.layout import HIGHEST_NUMBER, Layout, encode_id, is_blob_name, sidecar_number
+from modelreg.storage.layout import (
+    HIGHEST_NUMBER,
+    Layout,
+    encode_id,
+    is_blob_name,
+    record_in,
+    sidecar_number,
+    versions_in,
+)
 from modelreg.storage.sidecars import BadRecord, ModelRecord, VersionRecord
 
 # Is told the path of something that isn't of the archive.
@@ -37,7 +45,7 @@ class InspectedModel:
 
     @property
     def record_path(self) -> Path:
-        return self.directory / "model.json"
+        return record_in(self.directory)
 
     @property
     def unfinished(self) -> bool:
@@ -101,7 +109,7 @@ def inspect_model(directory: Path, unknown: Unknown) -> InspectedModel:
 
 
 def _read_record(directory: Path) -> ModelRecord:
-    record = sidecars.read(directory / "model.json", ModelRecord)
+    record = sidecars.read(record_in(directory), ModelRecord)
     if encode_id(record.model_id) != directory.name:
         msg = f"it's the record of model {record.model_id!r}"
         raise BadRecord(msg)
@@ -111,7 +119,7 @@ def _read_record(directory: Path) -> ModelRecord:
 def _sidecars(directory: Path, unknown: Unknown) -> Iterator[tuple[int, str]]:
     """The numbers and paths of a model's sidecars, by number."""
     try:
-        found = entries(directory / "versions")
+        found = entries(versions_in(directory))
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in found:

@@ -83,6 +83,16 @@ def is_blob_name(name: str) -> bool:
     return _BLOB_NAME.fullmatch(name) is not None
 
 
+def record_in(model: Path) -> Path:
+    """The record of the model whose directory this is."""
+    return model / "model.json"
+
+
+def versions_in(model: Path) -> Path:
+    """Where the sidecars of the model are whose directory this is."""
+    return model / "versions"
+
+
 @attrs.frozen
 class Layout:
     """The paths below one archive directory."""
@@ -127,10 +137,10 @@ class Layout:
         return self.models / encode_id(model_id)
 
     def model_record(self, model_id: str) -> Path:
-        return self.model(model_id) / "model.json"
+        return record_in(self.model(model_id))
 
     def versions(self, model_id: str) -> Path:
-        return self.model(model_id) / "versions"
+        return versions_in(self.model(model_id))
 
     def version_sidecar(self, model_id: str, number: int) -> Path:
         return self.versions(model_id) / f"{number:010d}.json"

@@ -24,7 +24,7 @@ import structlog
 from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
 from modelreg.storage import cogment, durable, inspection, sidecars
 from modelreg.storage.inspection import InspectedModel, Unknown
-from modelreg.storage.layout import FORMAT_NAME, FORMAT_VERSION, HIGHEST_NUMBER, Layout, decode_id
+from modelreg.storage.layout import FORMAT_NAME, FORMAT_VERSION, HIGHEST_NUMBER, Layout, decode_id, versions_in
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -260,7 +260,7 @@ def settle(layout: Layout, inspected: InspectedModel, logger: Logger) -> FoundMo
         except OSError as error:
             stuck += 1
             logger.warning("it stays where it is", file=os.path.relpath(bad_path, layout.root), error=str(error))
-    versions = inspected.directory / "versions"
+    versions = versions_in(inspected.directory)
     if not versions.is_dir():  # nothing could be stored
         if os.path.lexists(versions):
             _quarantine(layout, str(versions), "it's in the place of a directory", logger)
@@ -276,7 +276,7 @@ def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
     """Take away a model's directory that holds no record: what's in it goes to quarantine."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            (directory / "versions").rmdir()
+            versions_in(directory).rmdir()
         directory.rmdir()
     except OSError as error:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:

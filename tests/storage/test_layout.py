@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from modelreg.storage import layout as layout_module
 from modelreg.storage.layout import LONGEST_PLAIN_NAME, Layout, decode_id, encode_id, sidecar_number
 
 any_id = st.one_of(
@@ -119,3 +121,18 @@ def test_every_file_finds_a_place_in_quarantine(name: str) -> None:
 def test_two_of_a_name_find_two_places_in_quarantine() -> None:
     layout = Layout(Path("/archive"))
     assert layout.quarantine_place("x") != layout.quarantine_place("x")
+
+
+def test_nobody_else_builds_paths_of_names() -> None:
+    package = Path(layout_module.__file__).parent
+    built = [
+        f"{module.name}:{node.lineno}"
+        for module in package.glob("*.py")
+        if module.name not in {"layout.py", "cogment.py"}  # the latter's is another archive
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and isinstance(node.right, ast.Constant)
+        and isinstance(node.right.value, str)
+    ]
+    assert built == []
