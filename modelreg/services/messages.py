@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.requests import LONGEST_REQUEST_ID
-
-DIGEST_BYTES = 32
+from modelreg.storage.digests import from_base64, to_base64
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"
@@ -27,7 +24,7 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
         version_number=version.number,
         creation_timestamp=version.timestamp,
         archived=version.stored,
-        data_hash=base64.b64encode(version.digest).decode(),
+        data_hash=to_base64(version.digest),
         data_size=version.size,
         user_data=version.user_data,
     )
@@ -62,10 +59,7 @@ def _digest(data_hash: str) -> bytes | None:
     if not data_hash:
         return None
     try:
-        digest = base64.b64decode(data_hash, validate=True)
-    except (binascii.Error, ValueError):
-        digest = b""
-    # The comparison refuses padding that some Pythons let pass.
-    if len(digest) != DIGEST_BYTES or base64.b64encode(digest).decode() != data_hash:
-        raise InvalidArgument("data_hash isn't a SHA-256 in base64 (44 characters): leave it out, or send one")
-    return digest
+        return from_base64(data_hash)
+    except ValueError:
+        msg = "data_hash isn't a SHA-256 in base64 (44 characters): leave it out, or send one"
+        raise InvalidArgument(msg) from None

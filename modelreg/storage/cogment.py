@@ -9,8 +9,6 @@ It is never written to. Timestamps are RFC 3339 with up to nine digits of a seco
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -18,6 +16,8 @@ from pathlib import Path
 
 import attrs
 import yaml
+
+from modelreg.storage.digests import from_base64
 
 _RECORD_NAME = re.compile(r"(.+)-v(\d{6,})\.yaml")
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
@@ -150,10 +150,7 @@ def _timestamp(text: str) -> int:
 
 def _digest(text: str) -> bytes:
     try:
-        digest = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        digest = b""
-    if len(digest) != 32 or base64.b64encode(digest).decode() != text:
+        return from_base64(text)
+    except ValueError:
         msg = f"data_hash is {text!r}, not a SHA-256 in base64"
-        raise BadEntry(msg)
-    return digest
+        raise BadEntry(msg) from None

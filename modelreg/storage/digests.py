@@ -1,0 +1,26 @@
+"""A content's SHA-256 as text, the way that Cogment's API and archives have it: in base64 (RFC 4648, section 4), 44 characters."""
+
+from __future__ import annotations
+
+import base64
+
+DIGEST_BYTES = 32
+
+
+def to_base64(digest: bytes) -> str:
+    """A SHA-256 as text."""
+    return base64.b64encode(digest).decode()
+
+
+def from_base64(text: str) -> bytes:
+    """A SHA-256 from text.
+
+    Raises:
+        ValueError: it isn't one, or isn't written as :func:`to_base64` writes it.
+    """
+    digest = base64.b64decode(text, validate=True)
+    # The comparison refuses padding that some Pythons let pass.
+    if len(digest) != DIGEST_BYTES or to_base64(digest) != text:
+        msg = "not a SHA-256 in base64"
+        raise ValueError(msg)
+    return digest
