@@ -285,11 +285,10 @@ def test_uploads_that_stall_keep_no_other_waiting(
 # client gone, deadline over, server stopping before the commit
 
 
-def begin_upload(server: ServerProgram, calls: Calls, request: OpenRequest, model_id: str, **info: Any) -> None:
+def begin_upload(server: ServerProgram, calls: Calls, request: OpenRequest, model_id: str) -> None:
     """Send what an upload begins with, and wait until the server has begun to write it."""
-    request.send(header(model_id, data_size=2 * MIB, **info), body(b"a" * MIB))
-    if info.get("archived", True):
-        calls.wait_until(lambda: temporary_files(server) != [])
+    request.send(header(model_id, data_size=2 * MIB), body(b"a" * MIB))
+    calls.wait_until(lambda: temporary_files(server) != [])
 
 
 @pytest.mark.parametrize("how", ["cancelled", "connection closed", "deadline over"])
@@ -319,7 +318,11 @@ def test_transient_upload_whose_client_is_gone_gives_its_memory_back(start_serve
     with connected(server.address) as calls, OpenRequest() as request, open_channel(server.address) as channel:
         calls.create("m")
         doomed = Calls(channel).CreateVersion.future(request)
-        begin_upload(server, calls, request, "m", archived=False)
+        request.send(header("m", data_size=2 * MIB, archived=False), body(b"a" * MIB))
+        request.wait_sent()
+        Calls(channel).status()  # it came after the data, and so that has arrived
+        with fails(Code.RESOURCE_EXHAUSTED):
+            calls.publish("m", b"b" * 3 * MIB)
         doomed.cancel()
 
         def fits() -> bool:
