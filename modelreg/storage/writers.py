@@ -32,7 +32,7 @@ from modelreg.storage.threads import Threads
 SMALL_BYTES = 128 << 10
 
 # How many buffers one upload may fill ahead of hashing and writing.
-BUFFERS_AHEAD = 8
+BUFFERS_AHEAD = 4
 
 # From this size on, bytes go to the disk past the page cache where the file system allows it.
 DIRECT_BYTES = 8 << 20
