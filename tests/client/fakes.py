@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import trio
+import trio.testing
 
 from modelreg.api import directory_pb2 as api
 from modelreg.api.directory_grpc import DirectorySPServicer
@@ -33,6 +34,10 @@ class Running:
     def do(self, function: Any, *args: Any) -> Any:
         """Call a function on the server's event loop, from another thread, and wait for it."""
         return trio.from_thread.run_sync(function, *args, trio_token=self._token)
+
+    def settle(self) -> None:
+        """Wait, in another thread, until the server has nothing left to do but wait."""
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked, trio_token=self._token)
 
     async def _main(self, services: Sequence[Any], limits: Limits, ssl: Any) -> None:
         self._token = trio.lowlevel.current_trio_token()
