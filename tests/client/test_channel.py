@@ -212,6 +212,7 @@ def test_a_draining_server_lets_calls_finish_and_new_ones_go_elsewhere(run: Run)
                 await wait_for(slow.began)
                 assert running.server is not None
                 await anyio.to_thread.run_sync(running.do, running.server.drain, 30.0)
+                await anyio.to_thread.run_sync(running.settle)  # the client is told before it gets its reply
                 await anyio.to_thread.run_sync(running.do, slow.go.set)
             assert found == [{"done": "yes"}]
             with pytest.raises(CallFailed):
