@@ -28,7 +28,7 @@ class Buffer:
 class BufferPool:
     """Buffers of one size, shared by all connections of a server; keeps at most `keep` of them while they are unused."""
 
-    def __init__(self, size: int = 256 * 1024, keep: int = 32) -> None:
+    def __init__(self, size: int = 512 * 1024, keep: int = 16) -> None:
         self.size = size
         self._keep = keep
         self._free: list[Buffer] = []
