@@ -1,0 +1,33 @@
+"""Which calls may pass: decided before anything of their bodies is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modelreg.services.authentication import Tokens
+from modelreg.services.health import Readiness
+from modelreg.services.names import HEALTH, REGISTRY
+from modelreg.services.statuses import errors_as_statuses
+from modelreg.transport import Request
+
+# Methods that need a token which may write.
+WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
+
+
+def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
+    """What the transport asks of each call: raises a gRPC status where it may not pass.
+
+    Where *tokens* gives some, all but health checks need one. The registry's own calls pass only while it's ready.
+    """
+
+    def admit(request: Request) -> None:
+        if request.service_name == HEALTH:
+            return
+        with errors_as_statuses():
+            known = tokens()
+            if known is not None:
+                known.check(request, writes=request.method_name in WRITING)
+            if request.service_name == REGISTRY:
+                readiness.check()
+
+    return admit
