@@ -85,26 +85,37 @@ def peak_memory(pid: int) -> int:
 
 def listening(pid: int) -> int | None:
     """The TCP port that a process or one of its descendants listens on, if it does already."""
-    inodes = set()
-    for one in tree(pid):
-        for path in _descriptors(one):
-            try:
-                inodes.add(os.readlink(path))
-            except OSError:
-                pass  # closed meanwhile
-    for line in (_read(Path("/proc/net/tcp")) + _read(Path("/proc/net/tcp6"))).splitlines():
-        fields = line.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:  # TCP_LISTEN
-            return int(fields[1].rpartition(":")[2], 16)
-    return None
+    inodes = {link for one in tree(pid) for link in _open_in(one)}
+    return next((port for port, inode in _listeners() if inode in inodes), None)
 
 
 def process_at(port: int) -> int | None:
-    """The process on this machine that listens on a port, where we may know."""
-    for path in Path("/proc").glob("[0-9]*"):
-        if listening(int(path.name)) == port:
-            return int(path.name)
-    return None
+    """The process on this machine that listens on a port, where we may know; if several share it, the ancestor of the others."""
+    inodes = {inode for number, inode in _listeners() if number == port}
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*")) if inodes else ()
+    holders = {pid for pid in pids if not inodes.isdisjoint(_open_in(pid))}
+    return max(holders, key=lambda pid: len(holders.intersection(tree(pid))), default=None)
+
+
+def _listeners() -> list[tuple[int, str]]:
+    """The TCP ports that are listened on, and each one's socket as /proc/PID/fd has it."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in _read(Path("/proc/net") / name).splitlines()]
+    return [
+        (int(fields[1].rpartition(":")[2], 16), f"socket:[{fields[9]}]")
+        for fields in lines
+        if fields[3] == "0A"  # TCP_LISTEN
+    ]
+
+
+def _open_in(pid: int) -> set[str]:
+    """What the descriptors of a process, not of its descendants, lead to."""
+    links = set()
+    for path in _descriptors(pid):
+        try:
+            links.add(os.readlink(path))
+        except OSError:
+            pass  # closed meanwhile
+    return links
 
 
 def _descriptors(pid: int) -> list[Path]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 from benchmarks import floors, measure
@@ -57,7 +58,18 @@ def test_where_a_process_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         assert measure.listening(os.getpid()) == port
-        assert measure.process_at(port) is not None
+        assert measure.process_at(port) == os.getpid()
+    assert measure.process_at(port) is None
+
+
+def test_who_listens_where_descendants_share_the_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[sock.fileno()])
+        try:
+            assert measure.process_at(sock.getsockname()[1]) == os.getpid()
+        finally:
+            child.kill()
+            child.wait()
 
 
 def test_file_system(tmp_path: Path) -> None:
