@@ -54,8 +54,9 @@ class Registry:
         if info.archived:
             with tempfile.NamedTemporaryFile(dir=self.directory, delete=False) as file:
                 for request in requests:
-                    sha.update(request.body.data_chunk)
-                    file.write(request.body.data_chunk)
+                    chunk = request.body.data_chunk  # once: each access makes a copy
+                    sha.update(chunk)
+                    file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             path = self.directory / sha.hexdigest()
@@ -66,8 +67,9 @@ class Registry:
         else:
             chunks = []
             for request in requests:
-                sha.update(request.body.data_chunk)
-                chunks.append(request.body.data_chunk)
+                chunk = request.body.data_chunk
+                sha.update(chunk)
+                chunks.append(chunk)
             data = b"".join(chunks)
         info.data_hash = base64.b64encode(sha.digest()).decode()
         info.creation_timestamp = time.time_ns()
