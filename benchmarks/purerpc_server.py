@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from modelreg.storage.archive import open_archive
 
 
 async def main(directory: Path, chunk: int) -> None:
-    settings = Settings(archive_dir=directory, sent_version_chunk_size=chunk)
+    settings = Settings(archive_dir=directory, sent_version_chunk_size=chunk, log_level="warning")
     with open_log(settings) as logger:
         async with (
-            open_archive(settings.archive_dir, logger) as archive,
+            open_archive(settings.archive_dir, logger, upload_buffer_bytes=settings.upload_buffer_bytes) as archive,
             open_registry(
-                archive, cache_max_items=settings.cache_max_items, cache_max_bytes=settings.cache_max_bytes
+                archive,
+                cache_max_items=settings.cache_max_items,
+                cache_max_bytes=settings.cache_max_bytes,
+                logger=logger,
             ) as registry,
         ):
             readiness = Readiness()
@@ -36,6 +40,7 @@ async def main(directory: Path, chunk: int) -> None:
             )
             for service in services:
                 server.add_service(service)
+            gc.freeze()  # as modelreg does after its boot
             await server.serve_async()
 
 
