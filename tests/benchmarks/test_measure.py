@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from benchmarks import floors, measure
@@ -28,8 +29,20 @@ def test_quantiles_are_values_that_were_measured() -> None:
 
 def test_cpu_seconds_grow_with_work() -> None:
     before = measure.cpu_seconds(os.getpid())
-    while measure.cpu_seconds(os.getpid()) < before + 0.02:
-        sum(range(100_000))
+    sum(range(100_000))
+    after = measure.cpu_seconds(os.getpid())
+    assert before < after < before + 1  # finer than the 10 ms of /proc/PID/stat
+
+
+def test_cpu_seconds_count_descendants_while_they_run_and_after() -> None:
+    before = measure.cpu_seconds(os.getpid())
+    program = "import time\nwhile time.process_time() < 0.1: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert measure.cpu_seconds(os.getpid()) > before + 0.1
+    assert child.returncode is not None
+    assert measure.cpu_seconds(os.getpid()) > before + 0.08
 
 
 def test_peak_memory_starts_anew() -> None:
