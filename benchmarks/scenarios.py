@@ -104,9 +104,9 @@ SCENARIOS: tuple[Scenario, ...] = (
             name=f"first-download/{client}",
             question="download of stored versions that nobody has read since they were stored",
             kind="download",
-            points=(MIDDLE, Point(size=GIB)),
+            points=(Point(count=1), Point(size=GIB, count=1)),  # of several, all but one would be warm
             quick=(),
-            toy=TOY,
+            toy=attrs.evolve(TOY, count=1),
             client=client,
             warm=False,
         )
