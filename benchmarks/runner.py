@@ -1,6 +1,6 @@
 """Runs cases: all targets of a case started side by side, in fresh directories, and measured in turn, round after round.
 
-A B A B, and B A B A every other round: a machine that drifts, or whatever one leaves behind for the next, hurts all.
+Each round begins with another, and over the rounds whatever one leaves behind for the next, or a machine that drifts, hurts all.
 """
 
 from __future__ import annotations
@@ -94,6 +94,15 @@ class Result:
         return theirs.median / ours.median if less else ours.median / theirs.median
 
 
+def order(count: int, number: int) -> list[int]:
+    """Who is measured when in a round: a zigzag (0, 1, -1, 2, -2, ...) that is shifted by one each round, and the other way round
+    after *count* of them: a Latin square that is balanced, where in the end each has followed each other as often (a plain rotation
+    would leave nearly everyone behind the same one).
+    """
+    zigzag = [((place + 1) // 2 * (1 if place % 2 else -1) + number) % count for place in range(count)]
+    return zigzag[::-1] if number // count % 2 else zigzag
+
+
 class Runner:
     def __init__(self, load: Load, directory: Path, targets: Sequence[Target], rounds: int) -> None:
         self._load = load
@@ -113,7 +122,7 @@ class Runner:
             for target in self._targets
             if scenario.kind in target.kinds and (scenario.stored or target.transient)
         ]
-        with_limit = scenario.kind in NULL.kinds and scenario.unit in ("MB/s", "1/s") and scenario.fresh
+        with_limit = scenario.kind in NULL.kinds and scenario.unit != "MB" and scenario.fresh
         return [*able, NULL] if able and with_limit else able
 
     def steps(self, case: Case) -> int:
@@ -138,7 +147,8 @@ class Runner:
                         for row, floor in zip(limits, self.floors_of(scenario), strict=True)
                     ),
                 ]
-                for row, turn in turns if number % 2 == 0 else reversed(turns):
+                for place in order(len(turns), number):
+                    row, turn = turns[place]
                     if not row.reason:
                         self._try(row, turn)
                     step()

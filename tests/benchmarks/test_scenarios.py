@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
@@ -9,7 +11,7 @@ import pytest
 
 from benchmarks.clients import Task
 from benchmarks.load import Load
-from benchmarks.runner import Result, Runner
+from benchmarks.runner import Result, Runner, order
 from benchmarks.scenarios import SCENARIOS, Point, Scenario, choose
 from benchmarks.targets import Target, available
 
@@ -107,6 +109,16 @@ def test_a_load_process_that_fails_says_why_and_is_replaced() -> None:
         for _ in range(2):
             with pytest.raises(LoadError, match="ConnectionRefusedError"):
                 load.run([task])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+def test_each_target_follows_each_other_and_begins_a_round(count: int) -> None:
+    rounds = [order(count, number) for number in range(2 * count)]
+    assert all(sorted(places) == list(range(count)) for places in rounds)
+    assert {places[0] for places in rounds[:count]} == set(range(count))
+    followed = Counter(pair for places in rounds for pair in pairwise(places))
+    assert len(followed) == count * (count - 1)
+    assert len(set(followed.values())) <= 1
 
 
 def test_choosing() -> None:
