@@ -68,7 +68,7 @@ def per_gb(value: float, one: Round) -> float:
 
 
 def limited(row: Row, result: Result) -> bool:
-    """Whether the client may be what was measured: a busy core, or close to what it reaches against the null server."""
+    """Whether the client may be what was measured: a busy core or machine, or close to what it reaches against the null server."""
     if row.name == NULL.name or row.floor:
         return False
     ceiling = next((other for other in result.rows if other.name == NULL.name), None)
@@ -153,8 +153,8 @@ def failures(results: Iterable[Result]) -> list[str]:
 
 LEGEND = f"""\
 Medians of interleaved rounds. MB are 10⁶ bytes; for ms, s and MB less is better, and ×name says in every unit how many times as
-good as `name`. Upload figures include fsync where versions are stored. {MARK}: the client used {BUSY:.0%} of a core or more, or came within
-{1 - BUSY:.0%} of what it reaches against the null server, so the target may be faster than shown. Floors are one core, one stream."""
+good as `name`. Upload figures include fsync where versions are stored. {MARK}: the client used {BUSY:.0%} of a core or more, or much of a
+machine that was as full, or came within {1 - BUSY:.0%} of what it reaches against the null server, so the target may be faster than shown. Floors are one core, one stream."""
 
 
 def markdown(results: Sequence[Result], facts: dict[str, str]) -> str:

@@ -25,7 +25,8 @@ from benchmarks.targets import NULL, Server, Target, TargetError
 SAME_CONTENT = b"the same again"
 WARM_UP_BYTES = 8 * 1024 * 1024
 SLOWEST = 5e6  # bytes a second; what is slower than that has failed
-BUSY = 0.9  # of a core; a client above it may be what is measured
+BUSY = 0.9  # of a core, or of all; a client above it may be what is measured
+SHARE = 0.25  # of the CPU time, which clients must have used for a full machine to be their doing
 FILLERS = 10  # load processes at once that fill an archive before a boot
 FILLED_MODELS = 100  # that the versions of a boot belong to
 
@@ -49,6 +50,11 @@ class Round:
     busiest: float = 0.0  # of the client's processes: cores
     peak: float = math.nan
 
+    def crowded(self, cores: int) -> bool:
+        """Whether clients and server used all cores, and the clients much of that. Not where the server's part isn't known."""
+        used = self.client_cpu + self.server_cpu
+        return used >= BUSY * cores * self.seconds and self.client_cpu >= SHARE * used
+
     def figure(self, unit: str) -> float:
         if unit == "MB/s":
             return self.bytes / self.seconds / 1e6
@@ -64,6 +70,7 @@ class Row:
     """A target, or a floor, in a case. Without rounds it failed, for *reason*."""
 
     name: str
+    client: str = ""  # the target's own, if it isn't the scenario's
     floor: bool = False
     reason: str = ""
     rounds: list[Round] = attrs.Factory(list)
@@ -76,7 +83,9 @@ class Row:
 
     @property
     def client_bound(self) -> bool:
-        return any(one.busiest >= BUSY for one in self.rounds)
+        """Whether a client's process had no more of its core, or the clients with the server no more of the machine."""
+        cores = len(os.sched_getaffinity(0))
+        return any(one.busiest >= BUSY or one.crowded(cores) for one in self.rounds)
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +95,9 @@ class Result:
     rows: tuple[Row, ...]
 
     def ratio(self, row: Row, other: Row) -> float | None:
-        """How many times as good *row* is as *other*, by their medians."""
+        """How many times as good *row* is as *other*, by their medians. The null server says nothing about another client."""
+        if NULL.name in (row.name, other.name) and row.client != other.client:
+            return None
         ours, theirs = row.summary(self.scenario.unit), other.summary(self.scenario.unit)
         if ours is None or theirs is None or not ours.median or not theirs.median:
             return None
@@ -131,7 +142,7 @@ class Runner:
     def run(self, case: Case, step: Callable[[], None]) -> Result:
         """Measures a case. *step* is called after each measurement, or instead of one that can't be made."""
         scenario, point = case
-        rows = [Row(name=target.name) for target in self.targets_of(scenario)]
+        rows = [Row(name=target.name, client=target.client) for target in self.targets_of(scenario)]
         limits = [Row(name=floor.name, floor=True) for floor in self.floors_of(scenario)]
         servers: list[Server] = []
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -79,6 +80,28 @@ def test_table() -> None:
     assert floor[0] == "sha256 (floor)"
     lines = report.grid([["a", "b"], ["long", "1"]]).splitlines()
     assert lines == ["| a    | b |", "|------|--:|", "| long | 1 |"]
+
+
+def test_a_client_that_may_be_what_was_measured_is_marked() -> None:
+    def marked(one: Row) -> bool:
+        null = row("null server", 0.1)
+        return report.limited(one, Result(scenario=UPLOAD, point=Point(), rows=(one, null)))
+
+    assert not marked(row("a", 0.2))
+    assert marked(row("a", 0.2, busiest=0.9))
+    assert marked(row("a", 0.11))  # nearly as good as the null server
+    assert not marked(attrs.evolve(row("a", 0.11), client="http"))  # which another client was measured with
+
+    cores = len(os.sched_getaffinity(0))
+
+    def full(client: float, server: float) -> Row:
+        one = attrs.evolve(row("a", 2.0).rounds[0], client_cpu=client * cores * 2, server_cpu=server * cores * 2)
+        return Row(name="a", rounds=[one])
+
+    assert marked(full(0.45, 0.5))
+    assert not marked(full(0.45, 0.4))
+    assert not marked(full(0.1, 0.9))
+    assert not marked(full(1.0, math.nan))
 
 
 def test_nothing_that_failed_is_left_out() -> None:
