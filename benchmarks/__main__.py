@@ -96,6 +96,8 @@ def main(
     want_html: bool,
     only_list: bool,
 ) -> None:
+    if 0 in chunks:
+        raise click.BadParameter("a chunk has at least one byte", param_hint="--chunk")
     cases = choose(patterns, sizes, chunks, at_once, full=not quick)
     targets = [named(name) for name in names] or available()
     rounds = rounds or (3 if quick else 5)

@@ -121,7 +121,8 @@ class Runner:
         self._targets = targets
         self._rounds = rounds
         self._serial = 0
-        self._hopeless: dict[str, str] = {}  # targets that did not start, and why
+        self._failed: set[str] = set()  # targets that did not start when they last should
+        self._hopeless: dict[str, str] = {}  # those that are not there, or did not start twice in a row, and why
 
     def floors_of(self, scenario: Scenario) -> tuple[Floor, ...]:
         return _FLOORS.get((scenario.kind, scenario.stored), ()) if scenario.unit in ("MB/s", "1/s") else ()
@@ -181,16 +182,24 @@ class Runner:
                 try:
                     server.launch()
                 except OSError as error:
-                    row.reason = self._hopeless[row.name] = str(error)
+                    self._did_not_start(row, error)
         for row, server in zip(rows, servers, strict=True):
             if not row.reason:
                 try:
                     server.wait_until_listening()
                 except TargetError as error:
-                    row.reason = self._hopeless[row.name] = str(error)
+                    self._did_not_start(row, error)
+                else:
+                    self._failed.discard(row.name)
         for row, server in zip(rows, servers, strict=True):
             if not row.reason:
                 self._try(row, lambda server=server: self._warm_up(case, server))  # type: ignore[misc]
+
+    def _did_not_start(self, row: Row, error: Exception) -> None:
+        row.reason = str(error)
+        if row.name in self._failed or isinstance(error, FileNotFoundError):
+            self._hopeless[row.name] = row.reason
+        self._failed.add(row.name)
 
     def _try(self, row: Row, turn: Callable[[], Round | None]) -> None:
         try:
@@ -239,6 +248,8 @@ class Runner:
     def _warm_up(self, case: Case, server: Server) -> None:
         """A small version up and down again, looked at, so that no target is measured whose answers are wrong."""
         scenario, point = case
+        if scenario.unit == "MB" and server.pid is None:
+            raise TargetError("its memory can't be read from here")
         task = self._task(case, server, "warm-up")
         if not server.target.checked:
             return

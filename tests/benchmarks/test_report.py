@@ -176,7 +176,7 @@ def test_command_lists_and_refuses() -> None:
     listed = CliRunner().invoke(main, ["--list", "--full"])
     assert listed.exit_code == 0
     assert all(scenario.name in listed.output for scenario in SCENARIOS)
-    for arguments in (["--scenario", "nothing"], ["--size", "much"], ["--target", "nobody"]):
+    for arguments in (["--scenario", "nothing"], ["--size", "much"], ["--target", "nobody"], ["--chunk", "0"]):
         assert CliRunner().invoke(main, arguments).exit_code == 2
 
 

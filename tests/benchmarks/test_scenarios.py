@@ -59,20 +59,39 @@ def test_every_scenario_at_toy_size(tmp_path: Path) -> None:
     ]
 
 
-def test_a_target_that_does_not_start_is_a_failed_row_and_not_tried_again(tmp_path: Path) -> None:
+def test_a_target_that_does_not_start_is_a_failed_row_and_tried_twice(tmp_path: Path) -> None:
     starts = []
 
     def command(directory: Path, chunk: int) -> list[str]:
         starts.append(directory)
         return ["python3", "-c", "import sys; sys.exit('no such option')"]
 
-    lookups = [scenario for scenario in SCENARIOS if scenario.kind == "lookup"]
+    lookups = [scenario for scenario in SCENARIOS if scenario.kind == "lookup"] * 2
     for result in run(tmp_path, [Target(name="broken", meaning="", command=command)], lookups):
         row, null = result.rows
         assert row.reason == "broken ended with code 1: no such option"
         assert result.ratio(null, row) is None
         assert not null.reason
+    assert len(starts) == 2
+
+
+def test_a_target_that_is_not_there_is_tried_once(tmp_path: Path) -> None:
+    starts = []
+
+    def command(directory: Path, chunk: int) -> list[str]:
+        starts.append(directory)
+        return ["/nowhere/registry"]
+
+    lookups = [scenario for scenario in SCENARIOS if scenario.kind == "lookup"]
+    for result in run(tmp_path, [Target(name="missing", meaning="", command=command)], lookups):
+        assert "/nowhere/registry" in result.rows[0].reason
     assert len(starts) == 1
+
+
+def test_memory_that_cannot_be_read_is_a_reason(tmp_path: Path) -> None:
+    away = Target(name="far:1", meaning="", address="far:1")
+    (result,) = run(tmp_path, [away], [next(one for one in SCENARIOS if one.name == "memory/upload")])
+    assert result.rows[0].reason == "its memory can't be read from here"
 
 
 def test_a_target_that_answers_wrongly_is_a_failed_row(tmp_path: Path) -> None:
