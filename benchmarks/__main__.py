@@ -113,40 +113,44 @@ def main(
     results: list[Result] = []
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch,
-        Load() as load,
-    ):
-        runner = Runner(load, Path(scratch), targets, rounds)
-        facts = report.machine(Path(scratch))
-        current = ""
-        bar: click._termui_impl.ProgressBar[int] = click.progressbar(
-            length=sum(map(runner.steps, cases)), file=sys.stderr, item_show_func=lambda _: current, width=30
-        )
-        with bar:
-            try:
+    facts: dict[str, str] = {}
+    interrupted = False
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch,
+            Load() as load,
+        ):
+            facts = report.machine(Path(scratch))
+            runner = Runner(load, Path(scratch), targets, rounds)
+            current = ""
+            bar: click._termui_impl.ProgressBar[int] = click.progressbar(
+                length=sum(map(runner.steps, cases)), file=sys.stderr, item_show_func=lambda _: current, width=30
+            )
+            with bar:
                 for case in cases:
                     current = case[0].text(case[1])
-                    bar.update(0)
+                    bar.render_progress()
                     results.append(runner.run(case, lambda: bar.update(1)))
-            except KeyboardInterrupt:
-                click.echo(f"\ninterrupted after {len(results)} of {len(cases)} cases", err=True)
-    text = report.markdown(results, facts)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(text)
-    options: dict[str, object] = {
-        "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
-        "targets": [target.name for target in targets],
-    }  # fmt: skip
-    if want_json:
-        (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
-    if want_html:
-        (out / "report.html").write_text(html.page(results, facts))
-    click.echo(text)
-    for line in report.failures(results):
-        click.echo(line, err=True)
-    click.echo(f"written to {out}/", err=True)
-    if len(results) < len(cases):
+    except KeyboardInterrupt:
+        interrupted = True
+        click.echo(f"\ninterrupted after {len(results)} of {len(cases)} cases", err=True)
+    finally:  # an error nobody expected, too, leaves what was measured until then
+        text = report.markdown(results, facts)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.md").write_text(text)
+        options: dict[str, object] = {
+            "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
+            "targets": [target.name for target in targets],
+        }  # fmt: skip
+        if want_json:
+            (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
+        if want_html:
+            (out / "report.html").write_text(html.page(results, facts))
+        click.echo(text)
+        for line in report.failures(results):
+            click.echo(line, err=True)
+        click.echo(f"written to {out}/", err=True)
+    if interrupted:
         sys.exit(130)
 
 

@@ -19,7 +19,7 @@ import modelreg
 from benchmarks import measure
 from benchmarks.measure import Summary
 from benchmarks.runner import BUSY, Result, Round, Row
-from benchmarks.targets import NULL
+from benchmarks.targets import NULL, ROOT
 
 LIBRARIES = ("grpcio", "protobuf", "purerpc", "h2", "hpack", "trio")
 MARK = "°"  # at figures that may be the client's
@@ -37,13 +37,21 @@ def machine(directory: Path) -> dict[str, str]:
         "file system": measure.file_system(directory),
         "Python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}",
     }
-    facts["modelreg"] = modelreg.__version__
+    facts["modelreg"] = " ".join(filter(None, (modelreg.__version__, commit())))
     facts.update({library: metadata.version(library) for library in LIBRARIES})
     if shutil.which("docker-registry"):
         facts["docker-registry"] = subprocess.run(
             ["docker-registry", "--version"], capture_output=True, text=True, check=False, timeout=10
         ).stdout.split()[-1]
     return facts
+
+
+def commit() -> str:
+    """What is checked out, where this is a checkout and git is there."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
 
 
 def number(value: float | None) -> str:

@@ -14,9 +14,10 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
+import modelreg
 from benchmarks import html, measure, report
 from benchmarks.__main__ import main, size
-from benchmarks.runner import Result, Round, Row
+from benchmarks.runner import Result, Round, Row, Runner
 from benchmarks.scenarios import SCENARIOS, Point
 
 UPLOAD, PUBLISH, WATCH = (
@@ -198,6 +199,21 @@ def test_command_writes_a_report(tmp_path: Path) -> None:
     assert "upload/stored/frames-1m" in done.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.json", "report.md"}
     assert list((tmp_path / "dir").iterdir()) == []
+
+
+def test_an_unexpected_error_does_not_lose_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = iter(results())
+    monkeypatch.setattr(Runner, "run", lambda *_: next(done))
+    monkeypatch.setattr("benchmarks.__main__.choose", lambda *_, **__: [(UPLOAD, Point())] * (len(results()) + 1))
+    ended = CliRunner().invoke(main, ["--target", "reference", "--out", str(tmp_path / "out")])
+    assert isinstance(ended.exception, StopIteration)
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["cases"]) == len(results())
+
+
+def test_the_commit_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert report.machine(tmp_path)["modelreg"] == f"{modelreg.__version__} {report.commit()}".strip()
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.commit() == ""
 
 
 def test_interrupting_cleans_up_and_keeps_what_was_measured(tmp_path: Path) -> None:
