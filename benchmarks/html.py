@@ -63,7 +63,7 @@ def page(results: Sequence[Result], facts: dict[str, str]) -> str:
         ),
         _section(
             "Latency",
-            "Line: 1st to 99th percentile; bar: quartiles; dot: median. Milliseconds (p50 · p99), logarithmic.",
+            "Line: 1st to 99th percentile (95th of less than 100 samples); bar: quartiles; dot: median. Milliseconds (p50 · p99), logarithmic.",
             _latencies(results, paint),
         ),
     ]
@@ -242,21 +242,21 @@ def _latencies(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
         if not rows:
             continue
         low = math.log10(max(1e-3, min(ms["p1"] for _, ms in rows)))
-        high = max(math.log10(max(ms["p99"] for _, ms in rows)), low + 0.3)
+        high = max(math.log10(max(ms.get("p99", ms["p95"]) for _, ms in rows)), low + 0.3)
 
         def x(value: float, low: float = low, high: float = high) -> float:
             return 112 + (math.log10(max(value, 10**low)) - low) / (high - low) * room
 
         out = []
         for index, (row, ms) in enumerate(rows):
-            y, color = 14 + index * step, paint.color(row)
+            y, color, far = 14 + index * step, paint.color(row), x(ms.get("p99", ms["p95"]))
             tip = ", ".join(f"{name} {report.number(value)} ms" for name, value in ms.items())
             out.append(
                 f'<g><title>{escape(tip)}</title><text x="104" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
-                f'<line x1="{x(ms["p1"]):.1f}" x2="{x(ms["p99"]):.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>'
+                f'<line x1="{x(ms["p1"]):.1f}" x2="{far:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>'
                 f'<line x1="{x(ms["p25"]):.1f}" x2="{x(ms["p75"]):.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="10" '
                 f'stroke-opacity=".5"/><circle cx="{x(ms["p50"]):.1f}" cy="{y}" r="4" fill="{color}"/>'
-                f'<text class="value" x="{x(ms["p99"]) + 7:.1f}" y="{y + 4}">{report.number(ms["p50"])} · {report.number(ms["p99"])}</text></g>'
+                f'<text class="value" x="{far + 7:.1f}" y="{y + 4}">{report.number(ms["p50"])} · {report.number(ms.get("p99"))}</text></g>'
             )
         yield _figure(result.scenario.name, result.scenario.place(result.point), "".join(out), 8 + len(rows) * step)
 

@@ -13,6 +13,7 @@ import attrs
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
+_FROM = {99: 100, 99.9: 1000}  # samples
 
 
 @attrs.frozen
@@ -35,8 +36,10 @@ def quantile(ordered: Sequence[float], percent: float) -> float:
 
 
 def quantiles(samples: Iterable[float]) -> dict[str, float]:
+    """Those that the samples are enough for: the 99th percentile of less than a hundred is but the greatest."""
     ordered = sorted(samples)
-    return {f"p{percent:g}": quantile(ordered, percent) for percent in _QUANTILES} if ordered else {}
+    percents = [percent for percent in _QUANTILES if percent not in _FROM or len(ordered) >= _FROM[percent]]
+    return {f"p{percent:g}": quantile(ordered, percent) for percent in percents} if ordered else {}
 
 
 def tree(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks import floors, measure
+from benchmarks import MIB, floors, measure
 from benchmarks.clients import Outcome, Task
 from benchmarks.floors import Floor
 from benchmarks.load import Load, LoadError
@@ -23,7 +23,7 @@ from benchmarks.scenarios import LESS_IS_BETTER, Case, Point, Scenario
 from benchmarks.targets import NULL, Server, Target, TargetError
 
 SAME_CONTENT = b"the same again"
-WARM_UP_BYTES = 8 * 1024 * 1024
+WARM_UP_BYTES = 8 * MIB
 SLOWEST = 5e6  # bytes a second; what is slower than that has failed
 BUSY = 0.9  # of a core, or of all; a client above it may be what is measured
 SHARE = 0.25  # of the CPU time, which clients must have used for a full machine to be their doing
@@ -111,7 +111,7 @@ def order(count: int, number: int) -> list[int]:
     would leave nearly everyone behind the same one).
     """
     zigzag = [((place + 1) // 2 * (1 if place % 2 else -1) + number) % count for place in range(count)]
-    return zigzag[::-1] if number // count % 2 else zigzag
+    return zigzag[::-1] if number // max(1, count) % 2 else zigzag
 
 
 class Runner:
@@ -282,8 +282,7 @@ class Runner:
                     cpu[0] = measure.cpu_seconds(server.pid)
 
             results = self._load.run(*stages, before=before)
-            outcomes = [outcome for stage in results for outcome in stage]
-            return _round_of(outcomes, server.pid, cpu[0])
+            return _round_of(results, server.pid, cpu[0])
         finally:
             if not server.died():
                 self._load.run([attrs.evolve(chore, kind="delete")])
@@ -322,12 +321,14 @@ def _stages(scenario: Scenario, point: Point, task: Task) -> list[list[Task]]:
     return [[attrs.evolve(task, kind="upload" if scenario.kind == "upload" else "download")] * point.at_once]
 
 
-def _round_of(outcomes: Sequence[Outcome], pid: int | None, cpu_before: float) -> Round:
+def _round_of(stages: Sequence[Sequence[Outcome]], pid: int | None, cpu_before: float) -> Round:
+    """What all stages took; samples are those of the last, as fetches and the upload before them are not the same thing."""
+    outcomes = [outcome for stage in stages for outcome in stage]
     seconds = max(outcome.end for outcome in outcomes) - min(outcome.start for outcome in outcomes)
     return Round(
         seconds=seconds,
         bytes=sum(outcome.bytes for outcome in outcomes),
-        samples=tuple(sample for outcome in outcomes for sample in outcome.samples),
+        samples=tuple(sample for outcome in stages[-1] for sample in outcome.samples),
         server_cpu=measure.cpu_seconds(pid) - cpu_before if pid is not None else math.nan,
         client_cpu=sum(outcome.cpu for outcome in outcomes),
         busiest=max(outcome.cpu / max(1e-9, outcome.end - outcome.start) for outcome in outcomes),

@@ -13,9 +13,10 @@ import h2.events
 import pytest
 from h2.settings import SettingCodes, Settings
 
+from benchmarks import MIB
 from benchmarks.clients import Payload, Task
 from benchmarks.clients.frames import FrameConnection, FramesClient
-from benchmarks.http2 import MIB, Connection, PeerError, frame
+from benchmarks.http2 import Connection, PeerError, frame
 from modelreg.api import model_registry_pb2 as pb
 
 

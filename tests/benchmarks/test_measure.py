@@ -25,6 +25,9 @@ def test_quantiles_are_values_that_were_measured() -> None:
     assert measure.quantile([7.0], 50) == 7.0
     assert measure.quantiles([2.0, 1.0])["p50"] == 1.0
     assert measure.quantiles([]) == {}
+    assert "p99" not in measure.quantiles(ordered[:99])
+    assert measure.quantiles(ordered)["p99"] == 99
+    assert "p99.9" not in measure.quantiles(ordered)
 
 
 def test_cpu_seconds_grow_with_work() -> None:

@@ -74,7 +74,7 @@ def test_table() -> None:
     assert figures["×10.0.0.1:9000"] == "2.00"
     assert figures["×sha256"] == "0.50"
     assert (figures["server CPU s/GB"], figures["client CPU s/GB"], figures["peak MB"]) == ("2.00", "0.20", "50.0")
-    assert (figures["p50 ms"], figures["p99 ms"]) == ("100", "150")
+    assert (figures["p50 ms"], figures["p99 ms"]) == ("100", "–")  # 45 samples are too few for the latter
     assert failed[1] == "failed"
     assert other[1] == "250" + report.MARK
     assert null[1] == "2,000"

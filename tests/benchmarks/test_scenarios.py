@@ -130,7 +130,7 @@ def test_a_load_process_that_fails_says_why_and_is_replaced() -> None:
                 load.run([task])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7])
 def test_each_target_follows_each_other_and_begins_a_round(count: int) -> None:
     rounds = [order(count, number) for number in range(2 * count)]
     assert all(sorted(places) == list(range(count)) for places in rounds)
