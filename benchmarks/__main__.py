@@ -12,13 +12,13 @@ from types import FrameType
 
 import click
 
-from benchmarks import html, report
+from benchmarks import GIB, KIB, MIB, html, report
 from benchmarks.load import Load
 from benchmarks.runner import Result, Runner
 from benchmarks.scenarios import SCENARIOS, choose
 from benchmarks.targets import TARGETS, Target, available
 
-_FACTORS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+_FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB}
 
 
 def size(text: str) -> int:

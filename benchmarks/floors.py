@@ -17,9 +17,10 @@ from pathlib import Path
 
 import attrs
 
-MIB = 1024 * 1024
-PIECE = 1 * MIB
-LARGEST = 1024 * MIB  # of what is measured: beyond it, a floor's MB/s doesn't change
+from benchmarks import GIB, MIB
+
+PIECE = MIB
+LARGEST = GIB  # of what is measured: beyond it, a floor's MB/s doesn't change
 _random = memoryview(os.urandom(16 * MIB))
 
 

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 
 from hpack import Decoder, Encoder
 
+from benchmarks import KIB, MIB
+
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, PRIORITY = 0x4, 0x8, 0x20
 HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-KIB, MIB = 1024, 1024 * 1024
 SMALLEST_FRAME_LIMIT = 16 * KIB  # what every endpoint accepts (4.2)
 FIRST_WINDOW = 65_535  # of a connection, and of streams until SETTINGS say otherwise (6.9.2)
 READ_BYTES = 1 * MIB  # fits in a core's second-level cache, more or less; 4 MiB was no faster

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+from benchmarks import KIB, MIB
 from benchmarks.clients import Client, Outcome, Payload, Task
-from benchmarks.http2 import KIB, MIB
 from benchmarks.targets import spawn
 
 

@@ -9,8 +9,9 @@ import socket
 import sys
 import threading
 
+from benchmarks import MIB
 from benchmarks.clients.messages import SERVICE
-from benchmarks.http2 import MIB, PREFACE, Connection, PeerError, Stream, bytes_field, message_prefix
+from benchmarks.http2 import PREFACE, Connection, PeerError, Stream, bytes_field, message_prefix
 from modelreg.api import model_registry_pb2 as pb
 
 WINDOW = 64 * MIB

@@ -12,7 +12,8 @@ from typing import Literal
 
 import attrs
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
+from benchmarks import GIB, KIB, MIB
+
 ROUND_BYTES = 32 * MIB  # small versions are repeated in a round until they make up as much...
 ROUND_VERSIONS = 100  # ... or are as many
 

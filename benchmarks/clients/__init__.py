@@ -10,7 +10,8 @@ from typing import Literal, Protocol
 
 import attrs
 
-MIB = 1024 * 1024
+from benchmarks import MIB
+
 BLOCK_BYTES = 16 * MIB  # of random bytes, made anew for each round by each load process: 50 ms
 
 TaskKind = Literal["create", "delete", "verify", "upload", "download", "lookup", "watch"]

@@ -13,9 +13,10 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 
+from benchmarks import MIB
 from benchmarks.clients import Payload, Task, Work
 from benchmarks.clients.messages import SERVICE, WrongReply, check_created, chunk_data, chunk_messages, framed, header
-from benchmarks.http2 import MIB, Connection, PeerError, Stream
+from benchmarks.http2 import Connection, PeerError, Stream
 from modelreg.api import model_registry_pb2 as pb
 
 WINDOW = 16 * MIB  # Go's limit for a window grown by its bandwidth estimate
