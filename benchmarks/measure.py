@@ -46,7 +46,11 @@ def tree(pid: int) -> list[int]:
     """A process and its descendants."""
     pids = [pid]
     for one in pids:
-        for path in Path(f"/proc/{one}/task").glob("*/children"):
+        try:
+            tasks = list(Path(f"/proc/{one}/task").glob("*/children"))
+        except OSError:
+            continue  # ended meanwhile
+        for path in tasks:
             pids += map(int, _read(path).split())
     return pids
 

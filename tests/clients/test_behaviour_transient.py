@@ -67,27 +67,27 @@ def test_cache_max_bytes_holds_for_large_versions_too(start_server: StartServer)
 
 
 def test_cache_max_bytes_holds_beside_downloads_that_stall(start_server: StartServer) -> None:
-    with connected(start_server("--cache_max_items=1", f"--cache_max_bytes={12 * MIB}").address) as calls:
+    with connected(start_server("--cache_max_items=1", f"--cache_max_bytes={48 * MIB}").address) as calls:
         calls.create("m")
         stalled = []
         for number in (1, 2, 3):
-            publish(calls, "m", 1, 4 * MIB)
+            publish(calls, "m", 1, 16 * MIB)
             stalled.append(calls.download("m", number))
             stalled[-1].initial_metadata()  # it has begun
         # Two of them are gone from the list, and all of them from no memory.
         assert calls.numbers("m") == [3]
-        assert calls.status("transient_bytes") == {"transient_bytes": str(12 * MIB)}
+        assert calls.status("transient_bytes") == {"transient_bytes": str(48 * MIB)}
         with fails(Code.RESOURCE_EXHAUSTED) as caught:
             publish(calls, "m", 1)
         assert "--cache_max_bytes" in caught.value.details()
         assert calls.numbers("m") == [3]
-        assert b"".join(chunk.data_chunk for chunk in stalled[0]) == b"m 1".ljust(4 * MIB)
-        calls.wait_for_status(transient_bytes=8 * MIB)
-        publish(calls, "m", 1, 4 * MIB)
+        assert b"".join(chunk.data_chunk for chunk in stalled[0]) == b"m 1".ljust(16 * MIB)
+        calls.wait_for_status(transient_bytes=32 * MIB)
+        publish(calls, "m", 1, 16 * MIB)
         stalled[1].cancel()
-        calls.wait_for_status(transient_bytes=8 * MIB)
-        assert b"".join(chunk.data_chunk for chunk in stalled[2]) == b"m 3".ljust(4 * MIB)
-        calls.wait_for_status(transient_bytes=4 * MIB)
+        calls.wait_for_status(transient_bytes=32 * MIB)
+        assert b"".join(chunk.data_chunk for chunk in stalled[2]) == b"m 3".ljust(16 * MIB)
+        calls.wait_for_status(transient_bytes=16 * MIB)
 
 
 def test_transient_version_larger_than_the_whole_limit_is_refused_before_its_body_and_costs_nobody_else(
