@@ -235,10 +235,15 @@ def test_interrupting_cleans_up_and_keeps_what_was_measured(tmp_path: Path) -> N
     assert process.stderr is not None
     children: list[int] = []
     deadline = time.monotonic() + 60
-    while len(children) < 4:  # itself, two servers, a load process
-        assert time.monotonic() < deadline
-        children = measure.tree(process.pid)
-        assert process.poll() is None
+    try:
+        while len(children) < 4:  # itself, two servers, a load process
+            assert time.monotonic() < deadline
+            children = measure.tree(process.pid)
+            assert process.poll() is None
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
