@@ -15,7 +15,6 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
-import attrs
 import trio
 
 from modelreg.credentials import Credentials
@@ -24,7 +23,7 @@ from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import Logger, open_log
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
-from modelreg.services import STREAMED, Readiness, admission, build_services
+from modelreg.services import Readiness, admission, build_services, streamed
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -105,6 +104,7 @@ async def serve(
             archive,
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
+            max_version_bytes=settings.max_version_bytes,
             logger=logger,
         ) as registry,
     ):
@@ -118,7 +118,13 @@ async def serve(
             logger=logger,
         )
         admit = admission(readiness, credentials.tokens)
-        transport = Server(services, limits=_limits(), streamed=STREAMED, admit=admit, logger=logger)
+        transport = Server(
+            services,
+            limits=_limits(settings, logger),
+            streamed=streamed(settings.max_message_bytes),
+            admit=admit,
+            logger=logger,
+        )
         listeners = await _listen(settings.host, settings.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
@@ -222,10 +228,22 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _limits() -> Limits:
-    """The transport's limits. Half of the files that may be open can be connections, so that those never keep a call from opening one."""
-    limits = Limits()
+def _limits(settings: Settings, logger: Logger) -> Limits:
+    """The transport's limits, as *settings* have them.
+
+    Half of the files that may be open can be connections, so that those never keep a call from opening one.
+    """
+    connections = settings.max_connections
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return limits
-    return attrs.evolve(limits, max_connections=max(1, min(limits.max_connections, files // 2)))
+    if files != resource.RLIM_INFINITY and files // 2 < connections:
+        connections = max(1, files // 2)
+        log = logger.warning if "max_connections" in settings.given else logger.info
+        log("fewer connections than --max_connections, as few files may be open", connections=connections, files=files)
+    return Limits(
+        max_connections=connections,
+        max_concurrent_streams=settings.max_concurrent_streams,
+        max_message_bytes=settings.max_message_bytes,
+        max_header_bytes=settings.max_header_bytes,
+        handshake_timeout=settings.handshake_timeout,
+        idle_timeout=settings.idle_timeout,
+    )

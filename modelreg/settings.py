@@ -286,6 +286,63 @@ class Settings:
         convert=_number(16 * 1024 * 1024, _MAX_COUNT),
         meaning="How much memory uploads share. One that finds none left waits, and its client with it.",
     )
+    max_version_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_VERSION_BYTES",
+        metavar="BYTES",
+        default=0,
+        default_text="0",
+        convert=_number(0, _MAX_COUNT),
+        meaning="Largest version accepted. 0 sets no limit but the room there is.",
+    )
+    max_message_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_MESSAGE_BYTES",
+        metavar="BYTES",
+        default=4 * 1024 * 1024,
+        default_text="4194304",
+        convert=_number(1024, 1024 * 1024 * 1024),
+        meaning="Largest message accepted, decompressed. Those with a version's data aren't counted: they are never held as a whole.",
+    )
+    max_header_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",
+        metavar="BYTES",
+        default=16 * 1024,
+        default_text="16384",
+        convert=_number(1024, 1024 * 1024),
+        meaning="Most that a call's headers, metadata among them, may take. Clients are told; more ends the connection.",
+    )
+    max_connections: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_CONNECTIONS",
+        metavar="COUNT",
+        default=1024,
+        default_text="1024",
+        convert=_number(1, _MAX_COUNT),
+        meaning="How many connections there may be at once, and never more than half of the files that may be open (ulimit -n). "
+        "Further ones wait.",
+    )
+    max_concurrent_streams: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
+        metavar="COUNT",
+        default=4096,
+        default_text="4096",
+        convert=_number(1, 2**31 - 1),
+        meaning="How many calls, watches among them, may run at once on one connection. Clients are told, and wait; more are refused.",
+    )
+    handshake_timeout: int = _option(
+        env="COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
+        metavar="SECONDS",
+        default=10,
+        default_text="10",
+        convert=_number(1, _MAX_COUNT),
+        meaning="How many seconds a client has for the handshakes of TLS and HTTP/2, and for the rest of each frame but of data.",
+    )
+    idle_timeout: int = _option(
+        env="COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
+        metavar="SECONDS",
+        default=1800,
+        default_text="1800",
+        convert=_number(1, _MAX_COUNT),
+        meaning="After how many seconds without a call a client is asked to close its connection; its next call opens another.",
+    )
     authentication_token_file: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
         metavar="FILE",

@@ -7,6 +7,7 @@ import pytest
 
 from modelreg import settings as settings_module
 from modelreg.settings import ACCEPTABLE_CHUNK_BYTES, DOCUMENTED_CHUNK_BYTES, OPTIONS, InvalidOption, Option, Settings
+from modelreg.transport import Limits
 
 # For each option two texts and their values, neither the default, and texts that aren't allowed.
 EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = {
@@ -19,6 +20,13 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "scrub_bytes_per_second": (("1", 1), ("10000000", 10_000_000), ["-1", "10MB"]),
     "sent_version_chunk_size": (("10000000", 10_000_000), ("1", 1), ["0", str(1 << 31), "5MB"]),
     "upload_buffer_bytes": (("16777216", 16 << 20), ("1073741824", 1 << 30), ["1", "256MiB"]),
+    "max_version_bytes": (("1", 1), ("107374182400", 100 << 30), ["-1", "100GiB"]),
+    "max_message_bytes": (("1024", 1024), ("8388608", 8 << 20), ["0", "1023", str(2 << 30), "4MiB"]),
+    "max_header_bytes": (("1024", 1024), ("65536", 1 << 16), ["0", "1023", str(2 << 20), "16K"]),
+    "max_connections": (("1", 1), ("10000", 10_000), ["0", "many"]),
+    "max_concurrent_streams": (("1", 1), ("100", 100), ["0", str(1 << 31), "many"]),
+    "handshake_timeout": (("1", 1), ("60", 60), ["0", "1.5", "10s"]),
+    "idle_timeout": (("1", 1), ("86400", 86400), ["0", "1.5", "1h"]),
     "authentication_token_file": (("./tokens", Path("tokens")), ("/a b", Path("/a b")), ["a\0b", "."]),
     "tls_certificate": (("./server.pem", Path("server.pem")), ("/a b", Path("/a b")), ["a\0b", "."]),
     "tls_key": (("./server.key", Path("server.key")), ("/a b", Path("/a b")), ["a\0b", "."]),
@@ -59,6 +67,13 @@ VARIABLES = {
     "scrub_bytes_per_second": "COGMENT_MODEL_REGISTRY_SCRUB_BYTES_PER_SECOND",
     "sent_version_chunk_size": "COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
     "upload_buffer_bytes": "COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
+    "max_version_bytes": "COGMENT_MODEL_REGISTRY_MAX_VERSION_BYTES",
+    "max_message_bytes": "COGMENT_MODEL_REGISTRY_MAX_MESSAGE_BYTES",
+    "max_header_bytes": "COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",
+    "max_connections": "COGMENT_MODEL_REGISTRY_MAX_CONNECTIONS",
+    "max_concurrent_streams": "COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
+    "handshake_timeout": "COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
+    "idle_timeout": "COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
     "authentication_token_file": "COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
     "tls_certificate": "COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
     "tls_key": "COGMENT_MODEL_REGISTRY_TLS_KEY",
@@ -71,6 +86,13 @@ VARIABLES = {
     "directory_registration_host": "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_HOST",
     "directory_registration_properties": "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES",
 }
+
+
+def test_the_transports_limits_are_options_with_the_same_defaults() -> None:
+    limits = attrs.asdict(Limits())
+    shared = limits.keys() & {option.name for option in OPTIONS}
+    assert len(shared) == 6
+    assert {name: getattr(Settings(), name) for name in shared} == {name: limits[name] for name in shared}
 
 
 def test_tls_options_go_together() -> None:

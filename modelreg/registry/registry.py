@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import attrs
 import trio
 
-from modelreg.errors import InvalidArgument, ModelregError, NotFound, Unavailable
+from modelreg.errors import InvalidArgument, ModelregError, NotFound, ResourceExhausted, Unavailable
 from modelreg.log import Logger
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.model import Model, no_model
@@ -57,10 +57,17 @@ class Registry:
     """
 
     def __init__(
-        self, archive: Archive, *, cache_max_items: int, cache_max_bytes: int, clock: Callable[[], int]
+        self,
+        archive: Archive,
+        *,
+        cache_max_items: int,
+        cache_max_bytes: int,
+        max_version_bytes: int,
+        clock: Callable[[], int],
     ) -> None:
         self._archive = archive
         self._clock = clock
+        self._max_version_bytes = max_version_bytes
         self._stopping = False
         self._watchers = 0
         self._transient: TransientStore[TransientKey] = TransientStore(
@@ -149,8 +156,15 @@ class Registry:
 
     @asynccontextmanager
     async def upload(self, header: UploadHeader) -> AsyncIterator[Upload]:
-        """A new version, to be written and committed within the context. Nothing is left of one that isn't committed."""
+        """A new version, to be written and committed within the context. Nothing is left of one that isn't committed.
+
+        Raises:
+            ResourceExhausted: it's larger than a version may be, or than there is room for.
+        """
         model = self._model(header.model_id)
+        if self._max_version_bytes and header.size > self._max_version_bytes:
+            msg = f"a version of {header.size} bytes is larger than --max_version_bytes allows, which is {self._max_version_bytes}"
+            raise ResourceExhausted(msg)
         if header.stored:
             async with self._archive.incoming(header.size) as storing:
                 store = partial(self._commit_stored, model, header, storing)
@@ -391,6 +405,7 @@ async def open_registry(
     *,
     cache_max_items: int,
     cache_max_bytes: int,
+    max_version_bytes: int = 0,
     clock: Callable[[], int] = time.time_ns,
     logger: Logger | None = None,
 ) -> AsyncIterator[Registry]:
@@ -400,10 +415,17 @@ async def open_registry(
         archive: where stored versions are.
         cache_max_items: how many transient versions there are at most.
         cache_max_bytes: how many bytes of memory they take at most.
+        max_version_bytes: how large a version may be; 0 for no limit.
         clock: nanoseconds since the Unix epoch, for versions without a timestamp.
         logger: told when number ceilings could not be written back.
     """
-    registry = Registry(archive, cache_max_items=cache_max_items, cache_max_bytes=cache_max_bytes, clock=clock)
+    registry = Registry(
+        archive,
+        cache_max_items=cache_max_items,
+        cache_max_bytes=cache_max_bytes,
+        max_version_bytes=max_version_bytes,
+        clock=clock,
+    )
     try:
         yield registry
     finally:

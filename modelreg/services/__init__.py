@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from purerpc.server import Service
 
 from modelreg.log import Logger
@@ -14,11 +17,14 @@ from modelreg.services.names import HEALTH, REGISTRY
 from modelreg.services.reflection import reflection_servicers
 from modelreg.services.statuses import translated
 from modelreg.services.upload_body import ChunkDecoder
+from modelreg.transport import MessageDecoder
 
-__all__ = ["STREAMED", "Readiness", "Tokens", "admission", "build_services"]
+__all__ = ["Readiness", "Tokens", "admission", "build_services", "streamed"]
 
-# Methods whose messages are taken apart while they arrive, and by what.
-STREAMED = {f"/{REGISTRY}/CreateVersion": ChunkDecoder}
+
+def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:
+    """The methods whose messages are taken apart while they arrive, and by what."""
+    return {f"/{REGISTRY}/CreateVersion": partial(ChunkDecoder, max_message_bytes)}
 
 
 def build_services(

@@ -29,9 +29,6 @@ DATA_CHUNK_TAG = 0x0A
 # Two tags and two lengths of at most five bytes each; longer ones are valid, and parsed by protobuf.
 LONGEST_PREFIX = 12
 
-# For a message that has to be collected: what a unary call may have, too.
-LONGEST_COLLECTED = 4 << 20
-
 Item = CreateVersionRequestChunk | memoryview
 
 
@@ -43,9 +40,14 @@ class _Form(enum.Enum):
 
 
 class ChunkDecoder:
-    """A message decoder for the transport. Its items are views of data, and whole messages of any other form."""
+    """A message decoder for the transport. Its items are views of data, and whole messages of any other form.
 
-    def __init__(self) -> None:
+    Arguments:
+        max_message_bytes: the largest message of another form, as it has to be collected.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_collected = max_message_bytes
         self._length = 0
         self._form = _Form.UNDECIDED
         self._collected = bytearray()
@@ -66,8 +68,11 @@ class ChunkDecoder:
                 return (data[start - seen :],)
             if start is not None:
                 self._form = _Form.OTHER
-        if len(self._collected) + len(data) > LONGEST_COLLECTED:
-            msg = f"a compressed message, or one with more in it than data, is limited to {LONGEST_COLLECTED} bytes: send smaller ones"
+        if len(self._collected) + len(data) > self._max_collected:
+            msg = (
+                "a compressed message, or one with more in it than data, is larger than max_message_bytes allows, "
+                f"which is {self._max_collected}: send smaller ones"
+            )
             raise failure(StatusCode.RESOURCE_EXHAUSTED, msg)
         self._collected += data
         return ()

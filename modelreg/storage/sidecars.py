@@ -19,12 +19,13 @@ import attrs
 import cattrs
 from cattrs.errors import BaseValidationError
 
+from modelreg.errors import ResourceExhausted
 from modelreg.storage import durable
 from modelreg.storage.layout import Layout
 
 RECORD_FORMAT = 1
 
-# A record is made from a message of at most 4 MiB, of which JSON's escapes can make six times as much.
+# A record is made from a message, usually of at most 4 MiB, of which JSON's escapes can make six times as much.
 LARGEST_RECORD = 32 << 20
 
 
@@ -191,6 +192,7 @@ def write_model(layout: Layout, record: ModelRecord) -> None:
     """Write a model's record durably, creating its directory where it isn't there. This blocks.
 
     Raises:
+        ResourceExhausted: it's larger than a record that can be read again.
         OSError, durable.DirectorySyncError: see there.
     """
     if not layout.versions(record.model_id).is_dir():
@@ -203,6 +205,7 @@ def write_version(layout: Layout, record: VersionRecord) -> None:
     """Write a version's record durably. This blocks.
 
     Raises:
+        ResourceExhausted: it's larger than a record that can be read again.
         FileExistsError: there is one of this number: a bug.
         OSError, durable.DirectorySyncError: see there.
     """
@@ -212,7 +215,11 @@ def write_version(layout: Layout, record: VersionRecord) -> None:
 def _write(
     layout: Layout, record: ModelRecord | VersionRecord, path: Path, give_name: Callable[[Path, Path], None]
 ) -> None:
-    temporary = durable.write_sealed(layout.tmp, dump(record), durable.RECORD_MODE)
+    data = dump(record)
+    if len(data) > LARGEST_RECORD:
+        msg = f"the user data takes {len(data)} bytes in its record, which can have {LARGEST_RECORD}: leave some out"
+        raise ResourceExhausted(msg)
+    temporary = durable.write_sealed(layout.tmp, data, durable.RECORD_MODE)
     try:
         give_name(temporary, path)
     except OSError:

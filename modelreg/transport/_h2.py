@@ -163,7 +163,9 @@ class _Decoder(hpack.hpack.Decoder):  # type: ignore[misc]
                 fields.append(field)
                 size += 32 + len(field[0]) + len(field[1])
                 if size > self.max_header_list_size:
-                    raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+                    raise ConnectionFault(
+                        ErrorCode.ENHANCE_YOUR_CALM, "the header list is larger than max_header_bytes"
+                    )
             self._assert_valid_table_size()
         except IndexError:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "truncated header block") from None

@@ -344,7 +344,9 @@ class Splitter:
     def _measure_block(self, length: int, flags: int) -> None:
         self._block_bytes += length
         self._block_frames += 1
-        if self._block_bytes > self._max_header or self._block_frames > MAX_CONTINUATIONS:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
+        if self._block_bytes > self._max_header:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block is larger than max_header_bytes")
+        if self._block_frames > MAX_CONTINUATIONS:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block of too many frames")
         if flags & END_HEADERS:
             self._block_stream = 0

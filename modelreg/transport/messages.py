@@ -59,7 +59,9 @@ def invalid(message: str) -> Exception:
 
 
 def _too_large(limit: int) -> Exception:
-    return failure(StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than the limit of {limit} bytes")
+    return failure(
+        StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than max_message_bytes allows, which is {limit}"
+    )
 
 
 class _Messages:

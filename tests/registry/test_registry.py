@@ -58,7 +58,9 @@ async def registry_at(
     before = open_descriptors()
     async with archive_at(path) as archive:
         if crash:
-            yield Registry(archive, cache_max_items=max_items, cache_max_bytes=max_bytes, clock=lambda: NOW)
+            yield Registry(
+                archive, cache_max_items=max_items, cache_max_bytes=max_bytes, max_version_bytes=0, clock=lambda: NOW
+            )
         else:
             async with open_registry(
                 archive, cache_max_items=max_items, cache_max_bytes=max_bytes, clock=lambda: NOW

@@ -11,8 +11,11 @@ from purerpc.grpclib.exceptions import RpcFailedError
 from purerpc.grpclib.status import StatusCode
 
 from modelreg.api.model_registry_pb2 import CreateVersionRequestChunk as Chunk
-from modelreg.services.upload_body import LONGEST_COLLECTED, ChunkDecoder, data_start
+from modelreg.services.upload_body import ChunkDecoder, data_start
 from modelreg.transport import DecodeError
+
+# Of what has to be collected.
+LIMIT = 4 << 20
 
 # The wire, as https://protobuf.dev/programming-guides/encoding/ has it.
 
@@ -134,9 +137,9 @@ def test_any_valid_encoding_gives_what_protobuf_makes_of_it(message: bytes, cuts
         wanted = expected(message)
     except ProtobufDecodeError:
         with pytest.raises(DecodeError):
-            decoded(ChunkDecoder(), message, cuts)
+            decoded(ChunkDecoder(LIMIT), message, cuts)
     else:
-        assert as_protobuf_has_it(decoded(ChunkDecoder(), message, cuts)) == wanted
+        assert as_protobuf_has_it(decoded(ChunkDecoder(LIMIT), message, cuts)) == wanted
 
 
 @given(nearly_messages, cuts)
@@ -145,19 +148,19 @@ def test_what_is_no_valid_message_is_refused_as_protobuf_does(message: bytes, cu
         wanted = expected(message)
     except ProtobufDecodeError:
         with pytest.raises(DecodeError):
-            decoded(ChunkDecoder(), message, cuts)
+            decoded(ChunkDecoder(LIMIT), message, cuts)
     else:
-        assert as_protobuf_has_it(decoded(ChunkDecoder(), message, cuts)) == wanted
+        assert as_protobuf_has_it(decoded(ChunkDecoder(LIMIT), message, cuts)) == wanted
 
 
 @given(messages, cuts)
 def test_message_of_unknown_length_which_was_compressed(message: bytes, cuts: list[int]) -> None:
-    assert as_protobuf_has_it(decoded(ChunkDecoder(), message, cuts, length=-1)) == expected(message)
+    assert as_protobuf_has_it(decoded(ChunkDecoder(LIMIT), message, cuts, length=-1)) == expected(message)
 
 
 @given(st.lists(st.tuples(messages, cuts), max_size=5))
 def test_one_message_after_the_other(stream: list[tuple[bytes, list[int]]]) -> None:
-    decoder = ChunkDecoder()
+    decoder = ChunkDecoder(LIMIT)
     for message, its_cuts in stream:
         assert as_protobuf_has_it(decoded(decoder, message, its_cuts)) == expected(message)
 
@@ -165,7 +168,7 @@ def test_one_message_after_the_other(stream: list[tuple[bytes, list[int]]]) -> N
 @given(data)
 def test_data_is_handed_on_where_it_lies(content: bytes) -> None:
     message = bytearray(Chunk(body=Chunk.Body(data_chunk=content or b"x")).SerializeToString())
-    decoder = ChunkDecoder()
+    decoder = ChunkDecoder(LIMIT)
     decoder.begin(len(message))
     (item,) = decoder.feed(memoryview(message))
     assert isinstance(item, memoryview)
@@ -175,20 +178,21 @@ def test_data_is_handed_on_where_it_lies(content: bytes) -> None:
 
 
 def test_data_larger_than_any_message_that_is_collected() -> None:
-    message = Chunk(body=Chunk.Body(data_chunk=bytes(LONGEST_COLLECTED + 1))).SerializeToString()
-    assert decoded(ChunkDecoder(), message, range(0, len(message), 1 << 20)) == [bytes(LONGEST_COLLECTED + 1)]
+    message = Chunk(body=Chunk.Body(data_chunk=bytes(LIMIT + 1))).SerializeToString()
+    assert decoded(ChunkDecoder(LIMIT), message, range(0, len(message), 1 << 20)) == [bytes(LIMIT + 1)]
 
 
 @pytest.mark.parametrize("length", [None, -1])
 def test_message_of_another_form_is_limited(length: int | None) -> None:
     # A field that isn't known, and a body whose length isn't.
-    start = varint(15 << 3 | LENGTH) if length is None else b"\x12" + varint(LONGEST_COLLECTED + 4) + b"\x0a"
-    message = start + varint(LONGEST_COLLECTED) + bytes(LONGEST_COLLECTED)
+    start = varint(15 << 3 | LENGTH) if length is None else b"\x12" + varint(LIMIT + 4) + b"\x0a"
+    message = start + varint(LIMIT) + bytes(LIMIT)
     with pytest.raises(RpcFailedError) as caught:
-        decoded(ChunkDecoder(), message, range(0, len(message), 1 << 20), length=length)
+        decoded(ChunkDecoder(LIMIT), message, range(0, len(message), 1 << 20), length=length)
     assert caught.value.status.status_code is StatusCode.RESOURCE_EXHAUSTED
+    assert "max_message_bytes" in caught.value.status.status_message
     fits = start + varint(1000) + bytes(1000) if length is None else b""
-    assert as_protobuf_has_it(decoded(ChunkDecoder(), fits, [], length=length)) == expected(fits)
+    assert as_protobuf_has_it(decoded(ChunkDecoder(LIMIT), fits, [], length=length)) == expected(fits)
 
 
 @given(messages, st.integers(0, 12))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelreg.errors import ResourceExhausted
 from modelreg.storage import sidecars
 from modelreg.storage.layout import Layout
 from modelreg.storage.sidecars import LARGEST_RECORD, BadRecord, ModelRecord, VersionRecord
@@ -277,4 +278,12 @@ def test_a_record_that_can_not_be_synced_is_not_there(layout: Layout, monkeypatc
         sidecars.write_version(layout, record_of("m", 1, b""))
     assert caught.value.errno == errno.EIO
     assert not layout.version_sidecar("m", 1).exists()
+    assert not list(layout.tmp.iterdir())
+
+
+def test_a_record_too_large_to_be_read_again_is_not_written(layout: Layout) -> None:
+    sidecars.write_model(layout, model_record("m"))
+    with pytest.raises(ResourceExhausted, match="user data"):
+        sidecars.write_model(layout, ModelRecord(model_id="m", user_data={"x": "x" * LARGEST_RECORD}, number_ceiling=1))
+    assert sidecars.read(layout.model_record("m"), ModelRecord) == model_record("m")
     assert not list(layout.tmp.iterdir())

@@ -1,0 +1,129 @@
+"""Each limit that's an option, set low by its flag: what a client sees of it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+
+from modelreg.transport import frames
+from modelreg.transport.faults import ErrorCode
+from tests.clients.calls import Code, OpenRequest, body, connected, fails, header, model_info
+from tests.support import h2client
+from tests.support.server import PATIENCE, StartServer
+
+MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6  # settings (RFC 9113, section 6.5.2)
+STATUS = "/cogmentAPI.ModelRegistrySP/Status"
+WATCH_HEALTH = "/grpc.health.v1.Health/Watch"
+
+
+def reason(goaway: h2client.Frame) -> str:
+    """What a GOAWAY says to people."""
+    return goaway.payload[8:].decode()
+
+
+def temporary_files(archive_dir: Path) -> list[Path]:
+    return list((archive_dir / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("archived", [True, False], ids=["stored", "transient"])
+def test_a_version_over_its_limit_is_refused_before_its_data(start_server: StartServer, archived: bool) -> None:
+    server = start_server("--max_version_bytes=1000000")
+    with connected(server.address) as calls:
+        calls.create("policy")
+        with OpenRequest(header("policy", data_size=1_000_001, archived=archived)) as request:
+            call = calls.CreateVersion.future(request)
+            with fails(
+                Code.RESOURCE_EXHAUSTED,
+                "a version of 1000001 bytes is larger than --max_version_bytes allows, which is 1000000",
+            ):
+                call.result()  # not a byte of it has been sent
+        # More than was announced is no way round it.
+        chunks = [header("policy", data_size=1_000_000, archived=archived), *[body(bytes(600_000))] * 2]
+        with fails(Code.INVALID_ARGUMENT):
+            calls.CreateVersion(iter(chunks))
+        assert not temporary_files(server.archive_dir)
+        assert calls.numbers("policy") == []
+        (calls.store if archived else calls.publish)("policy", bytes(1_000_000))
+        assert calls.data("policy") == bytes(1_000_000)
+
+
+def test_a_message_over_its_limit_is_refused_and_the_connection_lives(start_server: StartServer) -> None:
+    server = start_server("--max_message_bytes=2000")
+    with connected(server.address) as calls:
+        calls.create("policy", note="x" * 1500)
+        with fails(Code.RESOURCE_EXHAUSTED, "a message is larger than max_message_bytes allows, which is 2000"):
+            calls.CreateOrUpdateModel(model_info("policy", note="x" * 2000))
+        with fails(Code.RESOURCE_EXHAUSTED) as caught:
+            calls.store("policy", b"data", user_data={"note": "x" * 2000})
+        assert "max_message_bytes" in str(caught.value)
+        calls.store("policy", bytes(100_000))  # data has no such limit
+        assert calls.data("policy") == bytes(100_000)
+
+
+async def test_a_header_over_its_limit_ends_its_connection(start_server: StartServer) -> None:
+    server = start_server("--max_header_bytes=1024")
+    async with h2client.connected(server.port) as other:
+        async with h2client.connected(server.port) as client:
+            assert client.server_settings[MAX_HEADER_LIST_SIZE] == 1024
+            assert (await client.call(STATUS, b"", [(b"note", b"x" * 100)])).status == 0
+            await client.try_send(h2client.headers(client.new_id(), h2client.block([(b"note", b"x" * 1024)])))
+            await client.until_closed()
+            (goaway,) = client.goaways
+            assert goaway.code is ErrorCode.ENHANCE_YOUR_CALM
+            assert "max_header_bytes" in reason(goaway)
+        assert (await other.call(STATUS, b"")).status == 0
+
+
+async def test_streams_over_their_limit_are_refused(start_server: StartServer) -> None:
+    server = start_server("--max_concurrent_streams=2")
+    async with h2client.connected(server.port) as client:
+        assert client.server_settings[MAX_CONCURRENT_STREAMS] == 2
+        watches = []
+        for _ in range(3):
+            watches.append(client.new_id())
+            fields = h2client.request_fields(WATCH_HEALTH)
+            await client.send(
+                h2client.headers(watches[-1], h2client.block(fields)),
+                h2client.data(watches[-1], h2client.message(b""), end_stream=True),
+            )
+        assert (await client.finished(watches[2])).reset is ErrorCode.REFUSED_STREAM
+        await client.send(frames.rst_stream(watches[0], ErrorCode.CANCEL))
+        with trio.fail_after(PATIENCE):  # until the handler has ended, too
+            while (await client.call(STATUS, b"")).status != 0:
+                pass
+        assert not client.reply(watches[1]).ended
+
+
+async def test_connections_over_their_limit_wait(start_server: StartServer) -> None:
+    server = start_server("--max_connections=1")
+    async with h2client.connected(server.port) as first:
+        waiting = await trio.open_tcp_stream("127.0.0.1", server.port)
+        second = h2client.H2Client(waiting)
+        await second.send(frames.PREFACE + h2client.settings({}))
+        for _ in range(20):
+            assert (await first.call(STATUS, b"")).status == 0
+        with pytest.raises(BlockingIOError):
+            cast(Any, waiting.socket)._sock.recv(1, socket.MSG_DONTWAIT)
+    await second.until(lambda: bool(second.server_settings))
+    assert (await second.call(STATUS, b"")).status == 0
+    await second.aclose()
+
+
+def test_whoever_says_nothing_is_closed_after_the_handshake_timeout(start_server: StartServer) -> None:
+    server = start_server("--handshake_timeout=1")
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.settimeout(8)  # the default is 10
+        while silent.recv(1 << 16):
+            pass
+
+
+async def test_a_connection_without_calls_is_asked_to_go_after_the_idle_timeout(start_server: StartServer) -> None:
+    server = start_server("--idle_timeout=1")
+    async with h2client.connected(server.port) as client:
+        assert (await client.call(STATUS, b"")).status == 0
+        await client.until_closed()
+        assert {goaway.code for goaway in client.goaways} == {ErrorCode.NO_ERROR}
