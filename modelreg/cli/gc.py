@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import attrs
 import click
 
-from modelreg.cli.output import Format, format_option
+from modelreg.cli.output import Format, Output, format_option
 from modelreg.settings import Settings
 
 
@@ -28,13 +27,10 @@ def gc_command(archive_dir: str | None, yes: bool, output: Format) -> None:
         if yes:
             delete(settings.archive_dir, leftovers.found)
     total = sum(leftover.size for leftover in leftovers.found)
-    if output == "json":
-        click.echo(json.dumps({"deleted": yes, "bytes": total, **attrs.asdict(leftovers)}, indent=2))
-        return
-    for leftover in leftovers.found:
-        click.echo(f"{leftover.size:>12}  {leftover.kind:10}  {leftover.path}")
-    if leftovers.records_in_quarantine and not yes:
-        click.echo(
-            f"{leftovers.records_in_quarantine} records in quarantine may refer to data listed here: look at them before it's gone"
-        )
-    click.echo(f"{len(leftovers.found)} files, {total} bytes: {'deleted' if yes else 'to be deleted with --yes'}")
+    document = {"deleted": yes, "files": len(leftovers.found), "bytes": total, **attrs.asdict(leftovers)}
+    sink = Output(output)
+    sink.report(document, "found", ("size", "kind", "path"))
+    if leftovers.found and not yes:
+        if leftovers.records_in_quarantine:
+            sink.note("records in quarantine may refer to data listed here: look at them before it's gone")
+        sink.note("--yes deletes what is listed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from contextlib import aclosing
@@ -13,11 +12,13 @@ import click
 import trio
 
 from modelreg.cli.outcome import INCOMPLETE, Invocation
-from modelreg.cli.output import Format, format_option
+from modelreg.cli.output import Format, Output, format_option
 from modelreg.settings import Settings
 
 if TYPE_CHECKING:
-    from modelreg.registry.importing import Entry, Outcome
+    from modelreg.registry.importing import Entry
+
+_COLUMNS = ("outcome", "model", "version", "reason")
 
 
 @click.command("import-archive")
@@ -32,12 +33,12 @@ def import_command(invocation: Invocation, source: Path, archive_dir: str | None
     What's there already is passed over, so an import can be run again. Ends with 1 where something could not be imported.
     """
     settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
-    counts = trio.run(_import, source, settings, output)
+    counts = trio.run(_import, source, settings, Output(output))
     if counts["damaged"] or counts["conflict"]:
         invocation.outcome.exit_code = INCOMPLETE
 
 
-async def _import(source: Path, settings: Settings, output: Format) -> Counter[str]:
+async def _import(source: Path, settings: Settings, output: Output) -> Counter[str]:
     # What --help doesn't need.
     from modelreg.log import silent_logger
     from modelreg.registry.importing import Outcome, import_cogment
@@ -48,26 +49,17 @@ async def _import(source: Path, settings: Settings, output: Format) -> Counter[s
         async with aclosing(import_cogment(source, archive)) as entries:
             async for entry in entries:
                 counts[entry.outcome.value] += 1
-                click.echo(_json(entry) if output == "json" else _line(entry))
-    if output == "text":
-        click.echo(_summary(counts, Outcome))
+                output.line(_document(entry), _COLUMNS)
+    output.note(", ".join(f"{counts[outcome.value]} {outcome.value}" for outcome in Outcome))
+    if not counts:
+        output.note(f"no model is in {click.format_filename(source)}: it should be what --archive_dir was for Cogment")
     return counts
 
 
-def _json(entry: Entry) -> str:
-    document = {
+def _document(entry: Entry) -> dict[str, object]:
+    return {
         "model": entry.model_id,
         "version": entry.number,
         "outcome": entry.outcome.value,
         "reason": entry.reason,
     }
-    return json.dumps(document, ensure_ascii=False)
-
-
-def _line(entry: Entry) -> str:
-    what = f"model {entry.model_id}" if entry.number is None else f"version {entry.number} of {entry.model_id}"
-    return f"{entry.outcome.value:10}{what}" + (f": {entry.reason}" if entry.reason else "")
-
-
-def _summary(counts: Counter[str], outcomes: type[Outcome]) -> str:
-    return ", ".join(f"{counts[outcome.value]} {outcome.value}" for outcome in outcomes)

@@ -69,9 +69,21 @@ class Output:
         width = max(map(len, flat), default=0)
         for name, value in flat.items():
             if _on_terminal():
-                click.echo(f"{_printable(name):{width}}  {_for_people(name, value)}".rstrip())
+                shown = _for_people(name, value)
+                if shown:
+                    click.echo(f"{_printable(name):{width}}  {shown}")
             else:
                 click.echo(f"{_printable(name)}\t{_for_programs(value)}")
+
+    def report(self, document: Document, rows: str, columns: Sequence[str]) -> None:
+        """One document with a list of others in it, named *rows*: text has its other values first, and then those as a table."""
+        found = cast(Sequence[Document], document[rows])
+        if self.format == "json":
+            self.record(document)
+            return
+        self.record({name: value for name, value in document.items() if name != rows})
+        if found:
+            self.table(found, columns)
 
     def line(self, document: Document, columns: Sequence[str]) -> None:
         """One document of a stream, on one line that is out at once."""
@@ -81,6 +93,7 @@ class Output:
             shown = [
                 f"{name} {document[name]}" if name == "version" else _for_people(name, document[name])
                 for name in columns
+                if document[name] is not None
             ]
             click.echo("  ".join(shown).rstrip())
         else:
@@ -127,6 +140,8 @@ def _print_table(documents: Sequence[Document], columns: Sequence[str]) -> None:
 def _for_programs(value: object) -> str:
     if isinstance(value, Mapping):
         return _pairs(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_for_programs, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else _printable(str(value))
@@ -136,7 +151,7 @@ def _for_people(name: str, value: object) -> str:
     name = name.rpartition(".")[2]
     if name == "stored":
         return "stored" if value else "transient"
-    if name == "size" or name.endswith("_bytes"):
+    if name in ("size", "bytes") or name.endswith("_bytes"):
         return size_text(int(str(value)))
     if name == "created":
         return _local(str(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import attrs
 import click
 
 from modelreg.cli.outcome import INCOMPLETE, Invocation
-from modelreg.cli.output import Format, format_option
+from modelreg.cli.output import Format, Output, format_option
 from modelreg.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,32 +35,21 @@ def verify_command(invocation: Invocation, archive_dir: str | None, repair: bool
 
     settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
     report = verify.verify(layout.Layout(settings.archive_dir), repair=repair)
-    click.echo(json.dumps(attrs.asdict(report), indent=2) if output == "json" else _table(report))
+    sink = Output(output)
+    sink.report(_document(report), "damage", ("kind", "path", "reason", "versions", "repaired"))
+    if report.leftovers:
+        sink.note("'modelreg gc' lists the leftovers, which nothing refers to")
     if report.damage:
         invocation.outcome.exit_code = INCOMPLETE
+        if not repair:
+            sink.note("--repair moves what is damaged to quarantine; data that is stored again heals")
 
 
-def _table(report: Report) -> str:
-    lines = []
-    if report.read_only:
-        lines.append(f"only read, not locked: {report.read_only}")
-    lines.append(
-        f"{report.models} models, {report.versions} stored versions, {report.blobs} blobs of {report.bytes} bytes in all"
-    )
-    if report.leftovers:
-        lines.append(f"{report.leftovers} leftovers that nothing refers to: modelreg gc lists them")
-    if report.quarantined:
-        lines.append(f"{report.quarantined} things in quarantine")
-    lines += [f"not modelreg's: {path}" for path in report.unknown]
-    rows = [_row(damage) for damage in report.damage]
-    if not rows:
-        return "\n".join([*lines, "no damage found"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return "\n".join([*lines, f"{len(rows)} damaged"])
+def _document(report: Report) -> dict[str, object]:
+    damage = [_damage_document(damage) for damage in report.damage]
+    return {**attrs.asdict(report), "damaged": len(damage), "damage": damage}
 
 
-def _row(damage: Damage) -> tuple[str, ...]:
-    versions = ", ".join(f"version {number} of {model_id}" for model_id, number in damage.versions)
-    return damage.kind, damage.path, damage.reason, versions, "moved to quarantine" if damage.repaired else ""
+def _damage_document(damage: Damage) -> dict[str, object]:
+    versions = [{"model": model, "version": number} for model, number in damage.versions]
+    return {**attrs.asdict(damage), "versions": versions}

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -102,6 +103,20 @@ def test_push_and_all_that_is_known_of_it(run: Run, model: str, file: Path) -> N
         "stored_versions": 1,
         "latest": versions[1],
     }
+
+
+def test_models_as_json(run: Run, model: str) -> None:
+    run("set", model, "a=b")
+    code, out, err = run("models", "--format=json")
+    assert (code, err) == (0, "")
+    assert {"model": model, "properties": {"a": "b"}} in json.loads(out)
+
+
+def test_results_have_one_way_out() -> None:
+    """What prints by itself has no --format, and is no result of a command that has."""
+    modules = Path(output.__file__).parent.glob("*.py")
+    printing = {module.name for module in modules if re.search(r"click\.echo|\bprint\(", module.read_text())}
+    assert printing == {"output.py", "outcome.py", "command.py", "completion.py"}
 
 
 def test_text_into_a_pipe_is_values_between_tabs(run: Run, model: str, file: Path) -> None:

@@ -47,7 +47,8 @@ class Ran:
 def test_all_is_well(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out == "2 models, 3 stored versions, 2 blobs of 11 bytes in all\nno damage found\n"
+    assert "models\t2\nversions\t3\nblobs\t2\nbytes\t11\n" in ran.out
+    assert ran.out.endswith("damaged\t0\n")
 
 
 def test_the_directory_may_come_by_its_variable(
@@ -65,13 +66,13 @@ def test_damage_is_named(program: ServerProgram, capsys: pytest.CaptureFixture[s
     ran = Ran(capsys, "verify", "--archive-dir", program.archive_dir)
     name = hashlib.sha256(b"shared").hexdigest()
     assert ran.code == 1
-    assert ran.err == ""
-    lines = ran.out.splitlines()
-    assert f"damaged blob  blobs/sha256/{name[:2]}/{name}" in lines[-3]
-    assert "its content has changed" in lines[-3]
-    assert "version 1 of a, version 1 of b" in lines[-3]
-    assert "bad record    models/b/versions/0000000002.json" in lines[-2]
-    assert lines[-1] == "2 damaged"
+    assert "--repair" in ran.err
+    *_, count, blob, record = (line.split("\t") for line in ran.out.splitlines())
+    assert count == ["damaged", "2"]
+    assert blob[:2] == ["damaged blob", f"blobs/sha256/{name[:2]}/{name}"]
+    assert "its content has changed" in blob[2]
+    assert blob[3:] == ["model=a version=1, model=b version=1", "no"]
+    assert record[:2] == ["bad record", "models/b/versions/0000000002.json"]
 
 
 def test_a_repair_and_what_heals(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,13 +81,13 @@ def test_a_repair_and_what_heals(program: ServerProgram, capsys: pytest.CaptureF
     layout.version_sidecar("b", 2).write_bytes(b"")
     ran = Ran(capsys, "verify", "--repair", "--archive_dir", program.archive_dir)
     assert ran.code == 1
-    assert ran.out.count("moved to quarantine") == 2
+    assert ran.out.count("\tyes\n") == 2
     assert len(list(layout.quarantine.iterdir())) == 2
     ran = Ran(capsys, "verify", "--format=json", "--archive_dir", program.archive_dir)
     assert ran.code == 1
     (found,) = ran.json["damage"]
     assert found["kind"] == "missing blob"
-    assert found["versions"] == [["a", 1], ["b", 1]]
+    assert found["versions"] == [{"model": "a", "version": 1}, {"model": "b", "version": 1}]
     program.start()
     with connected(program.address) as calls:
         assert calls.store("a", b"shared").version_number == 2
@@ -94,7 +95,7 @@ def test_a_repair_and_what_heals(program: ServerProgram, capsys: pytest.CaptureF
         assert calls.store("b", b"next").version_number == 3
         ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
         assert ran.code == 0
-        assert ran.out.startswith(f"only read, not locked: in use by process {program.process.pid} on ")
+        assert ran.out.startswith(f"read_only\tin use by process {program.process.pid} on ")
     program.stop()
 
 
@@ -130,7 +131,7 @@ def test_a_directory_that_can_only_be_read(
     monkeypatch.setattr(os, "open", refuse)
     ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
     assert ran.code == 0
-    assert ran.out.startswith("only read, not locked: it can't be locked (Permission denied)")
+    assert ran.out.startswith("read_only\tit can't be locked (Permission denied)")
     assert Ran(capsys, "verify", "--repair", "--archive_dir", program.archive_dir).code == 3
     assert Ran(capsys, "gc", "--archive_dir", program.archive_dir).code == 3
 
@@ -140,18 +141,24 @@ def test_gc(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
     orphan = layout.blob(hashlib.sha256(b"orphan").digest())
     orphan.write_bytes(b"orphan")
     (layout.tmp / "half").write_bytes(b"half")
-    assert "2 leftovers" in Ran(capsys, "verify", "--archive_dir", program.archive_dir).out
+    ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
+    assert "leftovers\t2\n" in ran.out
+    assert "modelreg gc" in ran.err
     ran = Ran(capsys, "gc", "--archive_dir", program.archive_dir)
     assert ran.code == 0
     assert ran.out.splitlines() == [
-        f"           6  blob        {orphan.relative_to(program.archive_dir)}",
-        "           4  unfinished  tmp/half",
-        "2 files, 10 bytes: to be deleted with --yes",
+        "deleted\tno",
+        "files\t2",
+        "bytes\t10",
+        "records_in_quarantine\t0",
+        f"6\tblob\t{orphan.relative_to(program.archive_dir)}",
+        "4\tunfinished\ttmp/half",
     ]
+    assert "--yes" in ran.err
     assert orphan.exists()
     ran = Ran(capsys, "gc", "--yes", "--format=json", "--archive_dir", program.archive_dir)
     assert ran.code == 0
     assert (ran.json["deleted"], ran.json["bytes"], len(ran.json["found"])) == (True, 10, 2)
     assert not orphan.exists()
-    assert Ran(capsys, "gc", "--archive_dir", program.archive_dir).out == "0 files, 0 bytes: to be deleted with --yes\n"
+    assert Ran(capsys, "gc", "--archive_dir", program.archive_dir).out.startswith("deleted\tno\nfiles\t0\n")
     assert Ran(capsys, "verify", "--archive_dir", program.archive_dir).code == 0
