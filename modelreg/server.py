@@ -99,7 +99,12 @@ async def serve(
         logger.warning(caution)
     readiness = Readiness()
     async with (
-        open_archive(settings.archive_dir, logger, upload_buffer_bytes=settings.upload_buffer_bytes) as archive,
+        open_archive(
+            settings.archive_dir,
+            logger,
+            upload_buffer_bytes=settings.upload_buffer_bytes,
+            damage_changed=readiness.changed.ring,
+        ) as archive,
         open_registry(
             archive,
             cache_max_items=settings.cache_max_items,
@@ -115,6 +120,7 @@ async def serve(
             readiness=readiness,
             reflection=settings.grpc_reflection,
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
+            tokens=credentials.tokens,
             logger=logger,
         )
         admit = admission(readiness, credentials.tokens)

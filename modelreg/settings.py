@@ -481,10 +481,10 @@ class Settings:
                 f"registering with the directory, but listening on {self.host} only: "
                 "nobody beyond this machine can reach what the directory tells them, unless --host says otherwise"
             )
-        if self.directory_endpoint is not None and self.authentication_token_file is not None:
+        if self.directory_endpoint is not None and self.tls_client_ca is not None:
             cautions.append(
-                "registering with the directory, but calls need a token: a directory whose health check sends none will drop "
-                "the registration each time"
+                "registering with the directory, but clients need a certificate: a directory whose health check shows none "
+                "will drop the registration each time"
             )
         return tuple(cautions)
 

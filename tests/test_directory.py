@@ -85,6 +85,20 @@ async def test_it_registers_what_serves_and_deregisters_it(tmp_path: Path) -> No
         assert servicer.deregistrations == 1
 
 
+async def test_where_calls_need_a_token_the_directorys_health_check_passes_without(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read-write some-token\n")
+    servicer = RegisteringDirectory()
+    async with directory_here(servicer) as url:
+        options = {"directory_endpoint": url, "authentication_token_file": tokens}
+        async with server_here(tmp_path / "archive", **options) as server:
+            await servicer.until(lambda: servicer.services)
+            await servicer.check_health()
+            assert servicer.services, "it's answering, so it stays"
+    assert not [line for line in server.log if "token" in line["event"]]
+    assert servicer.registrations == 1
+
+
 async def test_a_host_that_is_given_is_registered() -> None:
     servicer = RegisteringDirectory()
     async with directory_here(servicer) as url:

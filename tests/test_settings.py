@@ -213,13 +213,14 @@ def test_registering_what_only_this_machine_can_reach_is_cautioned_about() -> No
     assert "listening on 127.0.0.1 only" in caution
     (caution,) = Settings(directory_endpoint="grpc://foo:9005", host="0.0.0.0").cautions
     assert "directory" not in caution
-    (caution,) = Settings(
-        directory_endpoint="grpc://foo:9005",
-        host="0.0.0.0",
-        authentication_token_file=Path("t"),
-        tls_certificate=Path("c"),
-        tls_key=Path("k"),
-    ).cautions
+
+
+def test_a_directory_that_may_not_get_in_is_cautioned_about() -> None:
+    registering = Settings(
+        directory_endpoint="grpc://foo:9005", host="0.0.0.0", tls_certificate=Path("c"), tls_key=Path("k")
+    )
+    assert not attrs.evolve(registering, authentication_token_file=Path("t")).cautions  # its health check needs none
+    (caution,) = attrs.evolve(registering, tls_client_ca=Path("ca")).cautions
     assert "health check" in caution
 
 

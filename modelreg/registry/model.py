@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import trio
 
+from modelreg.bell import Bell
 from modelreg.errors import NotFound
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo
 from modelreg.registry.requests import RequestMemory
-from modelreg.registry.watch import Bell
 from modelreg.storage.sidecars import ModelRecord
 
 

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import attrs
 import trio
 
-from modelreg.errors import InvalidArgument, ModelregError, NotFound, ResourceExhausted, Unavailable
+from modelreg.errors import InvalidArgument, ModelregError, NotFound, ResourceExhausted
 from modelreg.log import Logger
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.model import Model, no_model
@@ -20,6 +20,7 @@ from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo, check_model_id
 from modelreg.registry.requests import REMEMBERED, RequestMemory
 from modelreg.registry.transfer import Upload, VersionReader, open_blob
+from modelreg.registry.watch import Watches
 from modelreg.storage.archive import Archive, Incoming
 from modelreg.storage.recovery import FoundModel
 from modelreg.storage.transient import TransientIncoming, TransientStore
@@ -68,8 +69,7 @@ class Registry:
         self._archive = archive
         self._clock = clock
         self._max_version_bytes = max_version_bytes
-        self._stopping = False
-        self._watchers = 0
+        self._watches = Watches()
         self._transient: TransientStore[TransientKey] = TransientStore(
             archive, max_items=cache_max_items, max_bytes=cache_max_bytes, evicted=self._forget_evicted
         )
@@ -198,37 +198,23 @@ class Registry:
             stack.callback(blobs.release, version.digest, version.size)
             yield await open_blob(version, self._archive, stack)
 
-    async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+    def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become available.
 
-        Raises:
-            NotFound: the model isn't there, or is deleted meanwhile.
-            Unavailable: the registry stops.
+        What it returns raises, besides what all methods do, NotFound when the model is deleted, and Unavailable when the registry stops.
         """
         model = self._model(model_id)
-        version = model.versions.newest
-        seen = 0
-        self._watchers += 1
-        try:
-            while True:
-                if self._stopping:
-                    raise Unavailable("the registry is stopping")
-                if model is not self._models.get(model_id):
-                    raise no_model(model_id)
-                if version is not None:
-                    seen = version.number
-                    yield version
-                else:
-                    await model.changed.wait()
-                version = model.versions.after(seen)
-        finally:
-            self._watchers -= 1
+        return self._watches.follow(model, lambda: model is self._models.get(model_id))
 
     def stop_watches(self) -> None:
         """End every watch, now and from now on, as the registry is about to close."""
-        self._stopping = True
+        self._watches.stopped = True
         for model in self._models.values():
             model.changed.ring()
+
+    def is_damaged(self) -> bool:
+        """Whether any stored content is known to be damaged, and hasn't been healed or deleted."""
+        return bool(self._archive.blobs.damaged)
 
     def statistics(self) -> Statistics:
         """A snapshot."""
@@ -237,7 +223,7 @@ class Registry:
             versions=sum(len(model.versions) for model in self._models.values()),
             stored_bytes=self._archive.blobs.bytes,
             transient_bytes=self._transient.in_memory,
-            watchers=self._watchers,
+            watchers=self._watches.running,
             damage_found=self._archive.blobs.damage_found,
             damaged=len(self._archive.blobs.damaged),
         )

@@ -1,26 +1,51 @@
 """Who waits for new versions of a model.
 
-A watcher has no queue: it remembers the number it was at, and looks up in the index what comes after it. However slowly it reads, it costs
-nothing and holds up nobody.
+A watcher has no queue: it remembers the number it was at, and looks up in the index what comes after it. However slowly it
+reads, it costs nothing and holds up nobody.
 """
 
 from __future__ import annotations
 
-import trio
+from collections.abc import AsyncGenerator, Callable
+
+from modelreg.errors import Unavailable
+from modelreg.registry.model import Model, no_model
+from modelreg.registry.records import VersionInfo
 
 
-class Bell:
-    """Wakes everybody who waits for it, each time it's rung."""
+class Watches:
+    """The watches of a registry.
+
+    Attributes:
+        running: how many there are.
+        stopped: whether they end, and new ones, too, as the registry is about to close. Who sets it rings the models' bells.
+    """
 
     def __init__(self) -> None:
-        self._next = trio.Event()
+        self.running = 0
+        self.stopped = False
 
-    def ring(self) -> None:
-        """Wake all who wait now."""
-        if self._next.statistics().tasks_waiting:
-            self._next.set()
-            self._next = trio.Event()
+    async def follow(self, model: Model, is_there: Callable[[], bool]) -> AsyncGenerator[VersionInfo, None]:
+        """The newest version at once, if there is one, then each newer one, in order, as they become available.
 
-    async def wait(self) -> None:
-        """Wait for the next time."""
-        await self._next.wait()
+        Raises:
+            NotFound: *is_there* says that the model has been deleted.
+            Unavailable: the registry stops.
+        """
+        version = model.versions.newest
+        seen = 0
+        self.running += 1
+        try:
+            while True:
+                if self.stopped:
+                    raise Unavailable("the registry is stopping")
+                if not is_there():
+                    raise no_model(model.info.model_id)
+                if version is not None:
+                    seen = version.number
+                    yield version
+                else:
+                    await model.changed.wait()
+                version = model.versions.after(seen)
+        finally:
+            self.running -= 1

@@ -28,11 +28,19 @@ def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder
 
 
 def build_services(
-    registry: Registry, *, reflection: bool, max_data_chunk_bytes: int, logger: Logger, readiness: Readiness
+    registry: Registry,
+    *,
+    reflection: bool,
+    max_data_chunk_bytes: int,
+    logger: Logger,
+    readiness: Readiness,
+    tokens: Callable[[], Tokens | None] = lambda: None,
 ) -> list[Service]:
-    """All that is served on one port."""
-    main = ModelRegistryServicer(registry, max_data_chunk_bytes=max_data_chunk_bytes, logger=logger).service
-    servicers = [HealthServicer(readiness, [REGISTRY])]
+    """All that is served on one port. *tokens* are those that calls need at the moment, if they need any."""
+    main = ModelRegistryServicer(
+        registry, max_data_chunk_bytes=max_data_chunk_bytes, tokens=tokens, logger=logger
+    ).service
+    servicers = [HealthServicer(readiness, [REGISTRY], registry.is_damaged)]
     if reflection:
         servicers += reflection_servicers([REGISTRY, HEALTH])
     return [translated(main), *(translated(servicer.service) for servicer in servicers)]

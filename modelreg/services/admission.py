@@ -13,19 +13,25 @@ from modelreg.transport import Request
 # Methods that need a token which may write.
 WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
 
+# What a Directory calls, without a token, to see whether the registry still answers. Version tells nothing else; Status doesn't
+# either, as long as it isn't asked for anything, and looks for a token itself when it is.
+HEALTH_CHECKS = frozenset({"Version", "Status"})
+
 
 def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
     """What the transport asks of each call: raises a gRPC status where it may not pass.
 
-    Where *tokens* gives some, all but health checks need one. The registry's own calls pass only while it's ready.
+    Where *tokens* gives some, all but health checks, gRPC's and a Directory's, need one. The registry's own calls pass only
+    while it's ready.
     """
 
     def admit(request: Request) -> None:
         if request.service_name == HEALTH:
             return
         with errors_as_statuses():
+            is_health_check = request.service_name == REGISTRY and request.method_name in HEALTH_CHECKS
             known = tokens()
-            if known is not None:
+            if known is not None and not is_health_check:
                 known.check(request, writes=request.method_name in WRITING)
             if request.service_name == REGISTRY:
                 readiness.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from modelreg import __version__
@@ -15,6 +15,7 @@ from modelreg.errors import InvalidArgument
 from modelreg.log import Logger
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
+from modelreg.services.authentication import Tokens
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.upload_body import Item
 from modelreg.transport import FileMessage, Request
@@ -34,11 +35,20 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     Arguments:
         registry: what they are about.
         max_data_chunk_bytes: how much of a version's data goes into one message at most.
+        tokens: those that calls need, for the one that anybody may make: it tells them no more than that it answers.
         logger: told of every change; of transient versions, which come by the thousand, at debug level.
     """
 
-    def __init__(self, registry: Registry, *, max_data_chunk_bytes: int, logger: Logger) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        max_data_chunk_bytes: int,
+        tokens: Callable[[], Tokens | None],
+        logger: Logger,
+    ) -> None:
         self._registry = registry
+        self._tokens = tokens
         self._logger = logger
         self._max_data_chunk_bytes = max_data_chunk_bytes
 
@@ -133,9 +143,11 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             versions=[common_pb2.VersionInfo.Version(name=name, version=version) for name, version in versions.items()]
         )
 
-    async def Status(self, message: common_pb2.StatusRequest) -> common_pb2.StatusReply:
+    async def Status(self, message: common_pb2.StatusRequest, request: Request) -> common_pb2.StatusReply:  # type: ignore[override]  # as above
         if not message.names:
             return common_pb2.StatusReply()
+        if (tokens := self._tokens()) is not None:
+            tokens.check(request, writes=False)
         statistics = self._registry.statistics()
         known = {
             "overall_load": str(overall_load()),

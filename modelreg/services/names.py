@@ -4,3 +4,6 @@ from __future__ import annotations
 
 REGISTRY = "cogmentAPI.ModelRegistrySP"
 HEALTH = "grpc.health.v1.Health"
+
+# No service, but a part of the server that health checks can ask after: whether all that is stored is known to be whole.
+ARCHIVE = "modelreg.Archive"

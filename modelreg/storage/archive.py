@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -204,9 +204,15 @@ class Archive:
 
 @asynccontextmanager
 async def open_archive(
-    path: Path, logger: structlog.typing.FilteringBoundLogger, *, upload_buffer_bytes: int = DEFAULT_UPLOAD_BUFFER_BYTES
+    path: Path,
+    logger: structlog.typing.FilteringBoundLogger,
+    *,
+    upload_buffer_bytes: int = DEFAULT_UPLOAD_BUFFER_BYTES,
+    damage_changed: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[Archive]:
     """Lock an archive directory, creating it where it isn't there, put right what a crash left behind, and read it.
+
+    *damage_changed* is called when content is found damaged, or is healed or deleted, after that.
 
     Raises:
         ArchiveUnusable, ArchiveInUse, ForeignArchive: it can't be served; each says why.
@@ -216,7 +222,8 @@ async def open_archive(
     try:
         recovered = await trio.to_thread.run_sync(functools.partial(recovery.recover, layout, logger))
         threads = Threads(logger)
-        blobs = BlobStore(layout, threads, logger)
+        soon = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, damage_changed, idempotent=True)
+        blobs = BlobStore(layout, threads, logger, soon)
         for model in recovered:
             blobs.damaged |= model.damaged
             for version in model.versions:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -59,13 +59,23 @@ def _fingerprint(path: Path) -> Fingerprint | None:
 class BlobStore:
     """The blobs of one archive.
 
+    Arguments:
+        damage_changed: called, from any thread, when content was found damaged, healed or deleted.
+
     Attributes:
         bytes: the size of all blobs that are referred to.
         damage_found: how often damage was met since the start.
         damaged: those known to be damaged now.
     """
 
-    def __init__(self, layout: Layout, threads: Threads, logger: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        threads: Threads,
+        logger: structlog.typing.FilteringBoundLogger,
+        damage_changed: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._damage_changed = damage_changed
         self._layout = layout
         self._threads = threads
         self._logger = logger
@@ -122,7 +132,7 @@ class BlobStore:
         finally:
             for digest in gone:
                 self._sound.pop(digest, None)
-                self.damaged.discard(digest)
+                self._mend(digest)
                 self._leaving.pop(digest).set()
 
     def _unlink(self, digests: Iterable[bytes]) -> None:
@@ -235,7 +245,13 @@ class BlobStore:
     def trust(self, digest: bytes, fingerprint: Fingerprint) -> None:
         """A blob has been written, or read through, while it had this fingerprint, and is sound."""
         self._sound[digest] = fingerprint
-        self.damaged.discard(digest)
+        self._mend(digest)
+
+    def _mend(self, digest: bytes) -> None:
+        """A blob isn't damaged, or isn't there, any more."""
+        if digest in self.damaged:
+            self.damaged.discard(digest)
+            self._damage_changed()
 
     def report_damage(self, digest: bytes, reason: str, seen: Fingerprint | None = None) -> Damaged:
         """A blob is damaged: count it, say it in the log, and make the exception to raise.
@@ -247,6 +263,7 @@ class BlobStore:
         if seen is None or now is None or now.inode == seen.inode:
             self._sound.pop(digest, None)
             self.damaged.add(digest)
+            self._damage_changed()
         self._logger.error("a blob is damaged", sha256=digest.hex(), reason=reason)
         return Damaged(reason)
 

@@ -246,6 +246,21 @@ def test_health_is_open_to_all_and_reflection_is_not(guarded: ServerProgram) -> 
         assert answers[0].list_services_response.service
 
 
+def test_a_directorys_health_check_needs_no_token_and_learns_nothing(guarded: ServerProgram) -> None:
+    with open_channel(guarded.address) as channel:
+        calls = Calls(channel)
+        assert {version.name for version in calls.Version(common_pb2.VersionRequest()).versions} >= {
+            "cogment-api",
+            "grpc",
+        }
+        assert not calls.Status(common_pb2.StatusRequest()).statuses
+        for names in (["*"], ["models"], ["nonsense"]):
+            status = common_pb2.StatusRequest(names=names)
+            assert code_of(calls.Status, status) is Code.UNAUTHENTICATED
+            assert code_of(calls.Status, status, ("authentication-token", "wrong-token")) is Code.UNAUTHENTICATED
+            assert code_of(calls.Status, status, ("authentication-token", READER)) is Code.OK
+
+
 def test_tokens_are_renewed_without_a_restart(guarded: ServerProgram, token_file: Path) -> None:
     with open_channel(guarded.address) as channel:
         models = Calls(channel).RetrieveModels

@@ -22,6 +22,7 @@ class Call:
 HEALTH = Call("grpc.health.v1.Health", "Check")
 REFLECTION = Call("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo")
 LOOKUP = Call("cogmentAPI.ModelRegistrySP", "RetrieveModels")
+DIRECTORYS = [Call("cogmentAPI.ModelRegistrySP", method) for method in ("Version", "Status")]
 UPLOAD = Call("cogmentAPI.ModelRegistrySP", "CreateVersion")
 
 
@@ -66,6 +67,9 @@ def test_tokens_come_before_readiness_and_are_asked_for_each_time(tmp_path: Path
         assert (not_ready, ready) == (["UNAVAILABLE", "PERMISSION_DENIED", None], [None, "PERMISSION_DENIED", None])
     else:
         assert not_ready == ready == ["UNAUTHENTICATED"] * 3
-    assert refused(admit, HEALTH) is None
+    assert [refused(admit, call) for call in (HEALTH, *DIRECTORYS)] == [None] * 3
+    readiness.stop()
+    assert [refused(admit, call) for call in (HEALTH, *DIRECTORYS)] == [None, "UNAVAILABLE", "UNAVAILABLE"]
+    readiness.start()
     tokens[0] = None
     assert [refused(admit, call) for call in calls] == [None] * 3

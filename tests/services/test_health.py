@@ -12,7 +12,8 @@ from modelreg.errors import NotFound, Unavailable
 from modelreg.services.health import HealthServicer, Readiness
 
 SERVICE = "cogmentAPI.ModelRegistrySP"
-KNOWN = pytest.mark.parametrize("service", ["", SERVICE])
+ARCHIVE = "modelreg.Archive"
+KNOWN = pytest.mark.parametrize("service", ["", SERVICE, ARCHIVE])
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -24,8 +25,14 @@ def readiness() -> Readiness:
 
 
 @pytest.fixture
-def servicer(readiness: Readiness) -> HealthServicer:
-    return HealthServicer(readiness, [SERVICE])
+def damage() -> set[str]:
+    """What is known to be damaged."""
+    return set()
+
+
+@pytest.fixture
+def servicer(readiness: Readiness, damage: set[str]) -> HealthServicer:
+    return HealthServicer(readiness, [SERVICE], lambda: bool(damage))
 
 
 @asynccontextmanager
@@ -54,8 +61,30 @@ async def test_check_of_an_unknown_service(servicer: HealthServicer) -> None:
 async def test_list_has_the_server_and_each_service(servicer: HealthServicer, readiness: Readiness) -> None:
     for expected in (NOT_SERVING, SERVING):
         statuses = (await servicer.List(HealthListRequest())).statuses
-        assert {name: each.status for name, each in statuses.items()} == {"": expected, SERVICE: expected}
+        assert {name: each.status for name, each in statuses.items()} == {
+            "": expected,
+            SERVICE: expected,
+            ARCHIVE: expected,
+        }
         readiness.start()
+
+
+async def test_damage_is_the_archives_alone(
+    servicer: HealthServicer, readiness: Readiness, damage: set[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    readiness.start()
+    async with watch(servicer, ARCHIVE) as archive, watch(servicer, SERVICE) as service:
+        assert (await anext(archive)).status == (await anext(service)).status == SERVING
+        damage.add("a blob")
+        readiness.changed.ring()
+        assert (await anext(archive)).status == NOT_SERVING
+        for name, expected in (("", SERVING), (SERVICE, SERVING), (ARCHIVE, NOT_SERVING)):
+            assert (await servicer.Check(HealthCheckRequest(service=name))).status == expected
+        damage.clear()
+        readiness.changed.ring()
+        assert (await anext(archive)).status == SERVING
+        readiness.stop()
+        assert (await anext(archive)).status == (await anext(service)).status == NOT_SERVING
 
 
 @KNOWN

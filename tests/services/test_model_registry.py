@@ -22,6 +22,7 @@ from modelreg.registry.registry import open_registry
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix, overall_load
 from modelreg.storage.archive import open_archive
+from modelreg.transport.requests import NO_REQUEST
 
 DIGEST = hashlib.sha256(b"data").digest()
 
@@ -32,14 +33,14 @@ async def servicer(tmp_path: Path) -> AsyncIterator[ModelRegistryServicer]:
         open_archive(tmp_path, silent_logger()) as archive,
         open_registry(archive, cache_max_items=10, cache_max_bytes=1000) as registry,
     ):
-        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, logger=silent_logger())
+        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, tokens=lambda: None, logger=silent_logger())
 
 
 # Status
 
 
 async def test_status_without_names_asks_for_nothing(servicer: ModelRegistryServicer) -> None:
-    assert await servicer.Status(common_pb2.StatusRequest()) == common_pb2.StatusReply()
+    assert await servicer.Status(common_pb2.StatusRequest(), request=NO_REQUEST) == common_pb2.StatusReply()
 
 
 async def test_status_of_a_star_is_all_there_is(
@@ -47,7 +48,7 @@ async def test_status_of_a_star_is_all_there_is(
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 9.0, 9.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    reply = await servicer.Status(common_pb2.StatusRequest(names=["*"]))
+    reply = await servicer.Status(common_pb2.StatusRequest(names=["*"]), request=NO_REQUEST)
     assert dict(reply.statuses) == {
         "overall_load": "25",
         "models": "0",
@@ -60,7 +61,9 @@ async def test_status_of_a_star_is_all_there_is(
 
 
 async def test_status_gives_what_is_known_of_what_is_asked(servicer: ModelRegistryServicer) -> None:
-    reply = await servicer.Status(common_pb2.StatusRequest(names=["models", "nonsense", "models", "watchers"]))
+    reply = await servicer.Status(
+        common_pb2.StatusRequest(names=["models", "nonsense", "models", "watchers"]), request=NO_REQUEST
+    )
     assert dict(reply.statuses) == {"models": "0", "watchers": "0"}
 
 

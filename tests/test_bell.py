@@ -3,7 +3,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from modelreg.registry.watch import Bell
+from modelreg.bell import Bell
 
 
 async def test_a_bell_wakes_all_who_wait_each_time(nursery: trio.Nursery) -> None:
