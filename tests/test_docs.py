@@ -81,9 +81,10 @@ def commands_table() -> str:
 
 def common_flags_table() -> str:
     def row(flag: click.Option) -> tuple[str, ...]:
-        default = "none" if flag.default is None or flag.default == UNSET else f"{flag.default}".removesuffix(".0")
+        meaning, _, said = (flag.help or "").partition("  [default: ")
+        default = said.rstrip("]") or ("none" if flag.default in (None, UNSET) else f"{flag.default}")
         variable = "" if flag.envvar is None else f"`{flag.envvar}`"
-        return f"`{flag.opts[0]}`", variable, default, (flag.help or "").partition("  [")[0]
+        return f"`{flag.opts[0]}`", variable, default, meaning
 
     return table(("Flag", "Variable", "Default", "Meaning"), *map(row, common_flags()))
 

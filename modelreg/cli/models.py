@@ -32,8 +32,8 @@ def models_command(session: Session) -> None:
 
 
 @click.command("versions")
-@connecting
 @model_argument
+@connecting
 def versions_command(session: Session, model: str) -> None:
     """List the versions of MODEL that are available."""
     documents = [version_document(info) for info in session.registry.list_iterations(model)]
@@ -41,9 +41,9 @@ def versions_command(session: Session, model: str) -> None:
 
 
 @click.command("show", cls=Versioned)
-@connecting
 @model_argument
 @click.argument("version", type=version_number, required=False)
+@connecting
 def show_command(session: Session, model: str, version: int | None) -> None:
     """Show what is known of MODEL, or of one VERSION of it.
 
@@ -71,11 +71,11 @@ def show_command(session: Session, model: str, version: int | None) -> None:
 
 
 @click.command("set")
-@connecting
 @model_argument
 @click.argument("pairs", metavar="[NAME=VALUE]...", nargs=-1, type=property_pair)
 @click.option("--unset", metavar="NAME", multiple=True, help="Take this property away; may be given several times.")
 @click.option("--clear", is_flag=True, help="Take away all others.")
+@connecting
 def set_command(
     session: Session, model: str, pairs: tuple[tuple[str, str], ...], unset: tuple[str, ...], clear: bool
 ) -> None:
@@ -91,9 +91,9 @@ def set_command(
 
 
 @click.command("rm")
-@connecting
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_model)
 @click.option("--yes", is_flag=True, help="Don't ask.")
+@connecting
 def rm_command(session: Session, models: tuple[str, ...], yes: bool) -> None:
     """Delete each MODEL with all its versions, after asking."""
     registry = session.registry

@@ -71,7 +71,7 @@ CLIENT_ENDINGS = {
     "Unavailable": Ending(
         24,
         "Nobody answers at the endpoint.",
-        "start one there with 'modelreg serve', or say with --endpoint where it is (with --root-certificates, if it's TLS)",
+        "start it with 'modelreg serve', or say with --endpoint where it is (and --tls or --root-certificates, where that's spoken)",
     ),
     "OutcomeUnknown": Ending(
         25,

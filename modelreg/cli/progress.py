@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -47,23 +48,38 @@ def progress_bar(label: str) -> Iterator[Told | None]:
 
 
 class _Bar:
+    """Appears also where nothing is told for long, as a file is hashed first, or nobody answers: it moves then without a figure."""
+
     def __init__(self, progress: Progress, label: str) -> None:
         self._progress = progress
         self._label = label
         self._begun = time.monotonic()
         self._told = 0.0
         self._task: TaskID | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(APPEARS_AFTER, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self._begun < APPEARS_AFTER or (now - self._told < BETWEEN_UPDATES and done < total):
             return
         self._told = now
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(self._label, total=total)
-        self._progress.update(self._task, completed=done, total=total)
+        self._appear()
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
-        if self._task is not None:
-            self._progress.stop()
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            if self._task is not None:
+                self._progress.stop()
+
+    def _appear(self) -> None:
+        with self._lock:
+            if self._task is None and not self._closed:
+                self._progress.start()
+                self._task = self._progress.add_task(self._label, total=None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import signal
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT = "grpc://127.0.0.1:9002"
 
-# Long enough for a registry that restarts, short enough for a person who mistyped the port. In seconds.
-DEFAULT_PATIENCE = 3.0
+# Short enough for a person who mistyped the port, long enough for a registry that is started again. In seconds.
+UNKNOWN_PATIENCE = 3.0
+KNOWN_PATIENCE = 30.0
 
 # How long the completion of a model's name may take, in seconds.
 COMPLETION_SECONDS = 1.0
@@ -52,6 +55,14 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         type=_FILE,
         show_envvar=True,
         help="File with the token that the registry wants. COGMENT_MODEL_REGISTRY_TOKEN holds the token itself.",
+    ),
+    click.option(
+        "--tls",
+        is_flag=True,
+        default=None,
+        envvar="COGMENT_MODEL_REGISTRY_TLS",
+        show_envvar=True,
+        help="Use TLS. Without --root-certificates, trust who the system trusts.  [default: off]",
     ),
     click.option(
         "--root-certificates",
@@ -90,9 +101,8 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         "--patience",
         metavar="SECONDS",
         type=click.FloatRange(min=0),
-        default=DEFAULT_PATIENCE,
-        show_default=True,
-        help="How long to try again where nobody answers.",
+        help=f"How long to try again where nobody answers.  [default: {UNKNOWN_PATIENCE:g}, "
+        f"or {KNOWN_PATIENCE:g} once it has answered]",
     ),
 )
 
@@ -125,25 +135,29 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
         /,
         endpoint: str,
         token_file: Path | None,
+        tls: bool | None,
         root_certificates: Path | None,
         certificate_chain: Path | None,
         private_key: Path | None,
         timeout: float | None,
-        patience: float,
+        patience: float | None,
         output: str,
         **parameters: object,
     ) -> None:
-        with _local_faults(), contextlib.ExitStack() as stack:
+        sink = Output(as_format(output))
+        with _local_faults(), _ended_by_signals(), contextlib.ExitStack() as stack:
             registry = stack.enter_context(
                 _open(
                     endpoint,
                     _token(token_file),
                     [root_certificates, certificate_chain, private_key],
+                    tls=bool(tls),
                     timeout=timeout,
                     patience=patience,
                 )
             )
-            command(Session(registry, Output(as_format(output)), context.obj.outcome), **parameters)
+            stack.enter_context(_told_by_client(sink))
+            command(Session(registry, sink, context.obj.outcome), **parameters)
 
     decorated: Callable[..., None] = format_option(connected)
     for option in reversed(CONNECTION):
@@ -153,7 +167,13 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _open(
-    url: str, token: str | None, pem_files: Sequence[Path | None], *, timeout: float | None, patience: float
+    url: str,
+    token: str | None,
+    pem_files: Sequence[Path | None],
+    *,
+    tls: bool,
+    timeout: float | None,
+    patience: float | None,
 ) -> Iterator[ModelRegistry]:
     from modelreg.client import blocking  # what --help doesn't need
 
@@ -166,11 +186,16 @@ def _open(
         root_certificates=root_certificates,
         certificate_chain=certificate_chain,
         private_key=private_key,
+        tls=tls,
     )
     with contextlib.ExitStack() as stack:
         try:
             context = stack.enter_context(blocking.Context("modelreg"))
-            registry = context.get_model_registry_v2(endpoint, timeout=timeout, patience=patience)
+            registry = context.get_model_registry_v2(
+                endpoint,
+                timeout=timeout,
+                patience=blocking.Patience(UNKNOWN_PATIENCE, KNOWN_PATIENCE) if patience is None else patience,
+            )
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         yield registry
@@ -198,6 +223,36 @@ def _local_faults() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """What would end the process at once is an interrupt, so that no half a file is left. Only where nobody has decided otherwise."""
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _told_by_client(output: Output) -> Iterator[None]:
+    """Pass on what the client logs, like that it has lost the connection, and tries again."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.note(f"modelreg: {record.getMessage()}")
+
+    handler = Notes()
+    logger = logging.getLogger("modelreg.client")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def complete_model(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The models whose names begin so, as the registry has them; none where it doesn't answer at once."""
     given = context.params
@@ -205,7 +260,8 @@ def complete_model(context: click.Context, _parameter: click.Parameter, incomple
     try:
         token = _token(given.get("token_file"))
         url = given.get("endpoint") or DEFAULT_ENDPOINT
-        with _open(url, token, pem_files, timeout=COMPLETION_SECONDS, patience=0) as registry:
+        tls = bool(given.get("tls"))
+        with _open(url, token, pem_files, tls=tls, timeout=COMPLETION_SECONDS, patience=0) as registry:
             names = [info.name for info in registry.list_models()]
     except Exception:  # noqa: BLE001 (a shell that completes has no place for it)
         return []

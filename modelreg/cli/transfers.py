@@ -24,7 +24,6 @@ _COPY_BYTES = 1024 * 1024
 
 
 @click.command("push")
-@connecting
 @model_argument
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path), default="-")
 @click.option("--transient", is_flag=True, help="Only in the registry's memory, for as long as there is room.")
@@ -37,6 +36,7 @@ _COPY_BYTES = 1024 * 1024
     type=property_pair,
     help="A property of the version; may be given several times.",
 )
+@connecting
 def push_command(session: Session, model: str, file: Path, transient: bool, pairs: tuple[tuple[str, str], ...]) -> None:
     """Publish FILE as the next version of MODEL, and store it.
 
@@ -69,7 +69,6 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
 
 
 @click.command("pull", cls=Versioned)
-@connecting
 @model_argument
 @click.argument("version", type=version_number, default="latest")
 @click.option(
@@ -82,6 +81,7 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
     help="Where to write it; standard output, unless told otherwise.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE where it's there already.")
+@connecting
 def pull_command(session: Session, model: str, version: int, file: Path, force: bool) -> None:
     """Get the data of MODEL's latest version, or of another VERSION.
 

@@ -27,7 +27,6 @@ VARIABLES = {
 
 
 @click.command("watch")
-@connecting
 @model_argument
 @click.option(
     "--after",
@@ -35,17 +34,29 @@ VARIABLES = {
     type=click.IntRange(min=0),
     help="Begin with the versions newer than this one, in place of the latest.",
 )
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0,
+    help="How long to wait for MODEL to be there.  [default: not at all]",
+)
 @click.option("--count", metavar="NUMBER", type=click.IntRange(min=1), help="End after so many versions.")
 @click.option(
     "--exec", "command", metavar="COMMAND", help="Run this in a shell with each version, one after the other."
 )
-def watch_command(session: Session, model: str, after: int | None, count: int | None, command: str | None) -> None:
+@connecting
+def watch_command(
+    session: Session, model: str, after: int | None, wait: float, count: int | None, command: str | None
+) -> None:
     """Say what the latest version of MODEL is, and then each new one as soon as it's there.
 
     It goes on when the registry is started again, and leaves out no version that is available. COMMAND finds the version in MODELREG_MODEL,
     MODELREG_VERSION, MODELREG_SIZE, MODELREG_STORED and MODELREG_SHA256, and as JSON on its standard input. Where it fails, the watch goes on, and
     ends with 1.
     """
+    if wait:
+        session.registry.wait_for_model(model, wait)
     with session.registry.iteration_updates(model, after=after) as updates:
         for info in itertools.islice(updates, count):
             document = version_document(info)

@@ -30,6 +30,7 @@ from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.latest import LatestModel
 from modelreg.client.logs import make_logger
 from modelreg.client.registry import ModelRegistry
+from modelreg.client.retry import Patience
 
 __all__ = [
     "Cache",
@@ -46,6 +47,7 @@ __all__ = [
     "ModelRegistry",
     "NotFound",
     "OutcomeUnknown",
+    "Patience",
     "Refused",
     "RegistryError",
     "Unavailable",

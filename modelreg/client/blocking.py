@@ -45,6 +45,7 @@ from modelreg.client.errors import (
 )
 from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.logs import make_logger
+from modelreg.client.retry import Patience
 from modelreg.client.sources import Model
 from modelreg.client.transport.connection import Timing
 from modelreg.client.upload import Progress
@@ -65,6 +66,7 @@ __all__ = [
     "ModelRegistry",
     "NotFound",
     "OutcomeUnknown",
+    "Patience",
     "Refused",
     "RegistryError",
     "Unavailable",
@@ -155,7 +157,7 @@ class Context:
         endpoint: Endpoint = Endpoint(DISCOVER),  # noqa: B008  # as documented; never changed here
         *,
         timeout: float | None = None,
-        patience: float = _context.PATIENCE,
+        patience: float | Patience = Patience(),  # noqa: B008
         cache: Cache | Literal[True] | None = None,
         timing: Timing = Timing(),  # noqa: B008
     ) -> ModelRegistry:
@@ -294,6 +296,10 @@ class ModelRegistry:
         return LatestModel(
             self._loop, self._loop.call(self._registry.track_latest_model, name, deserialize_func, initial_wait)
         )
+
+    def wait_for_model(self, name: str, seconds: float) -> None:
+        """Wait until a model name exists."""
+        self._loop.call(self._registry.wait_for_model, name, seconds)
 
     def status(self, *names: str, timeout: float | None = None) -> dict[str, str]:
         """What the registry says of itself under these names."""

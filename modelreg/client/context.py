@@ -14,13 +14,11 @@ from modelreg.client.cache import Cache
 from modelreg.client.directory import TOKEN, directory_address, resolve
 from modelreg.client.endpoint import DISCOVER, Endpoint, endpoint_from_environment, parse_url
 from modelreg.client.registry import ModelRegistry
+from modelreg.client.retry import Patience
 from modelreg.client.rpc import Rpc
 from modelreg.client.transport.channel import Channel, encode
 from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.wire import Address
-
-PATIENCE = 10.0
-"""Seconds that calls are tried again, by default: a registry that restarts is back by then."""
 
 
 class Context:
@@ -75,7 +73,7 @@ class Context:
         endpoint: Endpoint = Endpoint(DISCOVER),  # noqa: B008  # as documented; never changed here
         *,
         timeout: float | None = None,
-        patience: float = PATIENCE,
+        patience: float | Patience = Patience(),  # noqa: B008
         cache: Cache | Literal[True] | None = None,
         timing: Timing = Timing(),  # noqa: B008
     ) -> ModelRegistry:
@@ -84,7 +82,8 @@ class Context:
         Arguments:
             endpoint: where it is; by default to be discovered.
             timeout: of calls that aren't given one, in seconds; None for none.
-            patience: how long calls that find nobody, or lose their connection, are tried again, in seconds.
+            patience: how long calls that find nobody, or lose their connection, are tried again, in seconds; by default 10, and 30
+                where somebody has answered before. 0 is never.
             cache: where downloaded data is kept; True for the platform's place. None keeps nothing.
             timing: of connections.
 
@@ -105,6 +104,8 @@ class Context:
             await where()  # raises, or says where it is without asking anybody
         metadata = [(TOKEN, endpoint.token)] if endpoint.token else []
         channel = Channel(where, metadata=metadata, timing=timing, background=background)
+        if not isinstance(patience, Patience):
+            patience = Patience(patience, patience)
         registry = ModelRegistry(Rpc(channel, patience, timeout), background, Cache() if cache is True else cache)
         self._registries.append(registry)
         return registry

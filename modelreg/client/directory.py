@@ -67,7 +67,9 @@ async def resolve(
             return Address(service.endpoint.host, service.endpoint.port, tls)
     if found:
         hint = (
-            "without TLS: leave out the endpoint's keys" if tls is not None else "with TLS only: give the endpoint keys"
+            "without TLS: leave out the endpoint's tls, keys and certificates"
+            if tls is not None
+            else "with TLS only: set the endpoint's tls, or its root_certificates"
         )
         raise CallFailed(
             Code.FAILED_PRECONDITION, f"what the directory has for {endpoint.url} is {hint}", delivered=False

@@ -9,7 +9,6 @@ import attrs
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.errors import Damaged
 from modelreg.client.infos import ModelIterationInfo
-from modelreg.client.retry import patiently
 from modelreg.client.rpc import SERVICE, Rpc
 from modelreg.client.targets import Target
 from modelreg.client.transport.calls import Call
@@ -34,7 +33,7 @@ class Download:
             CallFailed: it can't be had.
             Damaged: the bytes that came aren't those of the version.
         """
-        await patiently(self._attempt, patience=self.rpc.patience)
+        await self.rpc.patiently(self._attempt)
 
     async def _attempt(self) -> None:
         info, target = self.info, self.target

@@ -43,6 +43,7 @@ class Endpoint:
             uses TLS.
         certificate_chain: PEM-encoded, of `private_key`.
         token: sent with each call as metadata ``authentication-token``, to a registry that wants one.
+        tls: use TLS, even if there is no key and the system's root certificates are to be trusted.
     """
 
     url: str = DISCOVER
@@ -50,14 +51,17 @@ class Endpoint:
     root_certificates: str | None = attrs.field(default=None, repr=False)
     certificate_chain: str | None = attrs.field(default=None, repr=False)
     token: str | None = attrs.field(default=None, repr=False)
+    tls: bool = False
 
     @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return self.private_key is not None or self.root_certificates is not None
+        return self.tls or self.private_key is not None or self.root_certificates is not None
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What TLS needs; None without it. Raises `ValueError` where keys or certificates can't be used."""
+        if self.certificate_chain is not None and self.private_key is None:
+            raise ValueError("the endpoint's certificate_chain is of no use without its private_key")
         if not self.uses_tls:
             return None
         try:

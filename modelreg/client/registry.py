@@ -403,7 +403,7 @@ class ModelRegistry:
         if deserialize_func is not None:
             _check_takes_one(deserialize_func)
         if name not in self._tracked or self._tracked[name][1].ended:
-            await self._wait_for_model(name, initial_wait)
+            await self.wait_for_model(name, initial_wait)
         if name not in self._tracked or self._tracked[name][1].ended:  # nobody else was faster
             tracked = TrackedModel(self, name, deserialize_func)
             self._tracked[name] = tracked, self._background.spawn(tracked.run, f"modelreg tracks {name}")
@@ -412,7 +412,8 @@ class ModelRegistry:
             raise ValueError(f"model {name!r} is tracked already, with another deserialize_func")
         return LatestModel(tracked)
 
-    async def _wait_for_model(self, name: str, seconds: float) -> None:
+    async def wait_for_model(self, name: str, seconds: float) -> None:
+        """Wait until a model name exists. Raises `NotFound` when it doesn't within so many seconds."""
         backoff = Backoff(longest=LONGEST_LOOK)
         until = anyio.current_time() + seconds
         while await self.get_model_info(name) is None:

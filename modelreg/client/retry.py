@@ -2,21 +2,17 @@
 
 A call that found nobody, or lost its connection, is tried again until the client's patience or the call's timeout is over,
 with pauses that double and are spread at random, so that a thousand actors don't come back to a restarted registry in the
-same instant.
+same instant. Patience begins with the call where there was no connection, and with the loss of one where there was: what went
+well until then doesn't count.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
-import anyio
 import attrs
 
 from modelreg.client.transport.status import CallFailed, Code
-
-T = TypeVar("T")
 
 
 @attrs.define
@@ -42,25 +38,14 @@ def transient(failure: CallFailed) -> bool:
     return failure.code == Code.UNAVAILABLE
 
 
-async def patiently(
-    attempt: Callable[[], Awaitable[T]],
-    *,
-    patience: float,
-    again: Callable[[CallFailed], bool] = transient,
-) -> T:
-    """Make an attempt until it succeeds, fails in a way that isn't worth another one, or *patience* seconds are over.
+@attrs.frozen
+class Patience:
+    """How long calls are tried again, in seconds.
 
-    Raises what the last attempt raised.
+    Attributes:
+        unknown: where nobody has answered yet: the address may be wrong.
+        known: where somebody has: a server that is started again takes a while.
     """
-    backoff = Backoff()
-    until = anyio.current_time() + patience
-    while True:
-        try:
-            return await attempt()
-        except CallFailed as failure:
-            if not again(failure):
-                raise
-            pause = backoff.pause()
-            if anyio.current_time() + pause > until:
-                raise
-        await anyio.sleep(pause)
+
+    unknown: float = 10.0
+    known: float = 30.0

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+import anyio
 import attrs
 from google.protobuf.message import DecodeError
 
 from modelreg.client.errors import error_of
-from modelreg.client.retry import patiently
+from modelreg.client.logs import logger
+from modelreg.client.retry import Backoff, Patience, transient
 from modelreg.client.transport.channel import Channel, deadline
 from modelreg.client.transport.status import CallFailed, Code
 
 SERVICE = "/cogmentAPI.ModelRegistrySP/"
 
 R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 
 
 class Message(Protocol):
@@ -49,12 +53,12 @@ class Rpc:
 
     Attributes:
         channel: that they're made on.
-        patience: how long a call is tried again, in seconds.
+        patience: how long a call is tried again.
         timeout: what a call without one of its own has, in seconds; None for none.
     """
 
     channel: Channel
-    patience: float
+    patience: Patience
     timeout: float | None = None
 
     async def once(self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None) -> R_co:
@@ -71,7 +75,38 @@ class Rpc:
         """Make a call that does no harm when it's made twice, until there is an answer. Raises `RegistryError`."""
         timeout = self.limit(timeout)
         with translated(), deadline(timeout):
-            return await patiently(lambda: self.once(method, request, reply, timeout), patience=self.patience)
+            return await self.patiently(lambda: self.once(method, request, reply, timeout))
+
+    async def patiently(
+        self, attempt: Callable[[], Awaitable[T]], *, again: Callable[[CallFailed], bool] = transient
+    ) -> T:
+        """Make an attempt until it succeeds, fails in a way that isn't worth another one, or patience is over.
+
+        Raises what the last attempt raised.
+        """
+        backoff = Backoff()
+        began = anyio.current_time()
+        until: float | None = None
+        while True:
+            try:
+                return await attempt()
+            except CallFailed as failure:
+                if not again(failure):
+                    raise
+                if until is None:
+                    seconds = self.seconds_of_patience
+                    until = (anyio.current_time() if failure.connected else began) + seconds
+                    if self.channel.reached and seconds:
+                        logger.info("%s: trying again for %g s", failure, seconds)
+                pause = backoff.pause()
+                if anyio.current_time() + pause > until:
+                    raise
+            await anyio.sleep(pause)
+
+    @property
+    def seconds_of_patience(self) -> float:
+        """How long a call that fails now is tried again."""
+        return self.patience.known if self.channel.reached else self.patience.unknown
 
     def limit(self, timeout: float | None) -> float | None:
         """A call's timeout: its own, or the client's."""

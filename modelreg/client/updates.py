@@ -16,6 +16,7 @@ from typing_extensions import Self
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.errors import error_of
 from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, transient
 from modelreg.client.rpc import SERVICE, Rpc
 from modelreg.client.transport.calls import Call
@@ -44,6 +45,7 @@ class IterationUpdates:
         self._first_of_call = True
         self._patient_until: float | None = None
         self._backoff = Backoff()
+        self._told = False  # of an update, since the last interruption
 
     def __aiter__(self) -> Self:
         return self
@@ -56,7 +58,7 @@ class IterationUpdates:
             Unavailable: nobody answers, and nobody has before.
         """
         if self._patient_until is None:
-            self._patient_until = anyio.current_time() + self._rpc.patience
+            self._patient_until = anyio.current_time() + self._rpc.seconds_of_patience
         while not self._ready:
             try:
                 await self._more()
@@ -65,6 +67,9 @@ class IterationUpdates:
                 pause = self._backoff.pause()
                 if not transient(failure) or anyio.current_time() + pause > self._patient_until:
                     raise error_of(failure) from None
+                if self._told:
+                    logger.info("%s: waiting for it to be back", failure)
+                    self._told = False
                 await anyio.sleep(pause)
             except BaseException:
                 self._hang_up()
@@ -99,6 +104,7 @@ class IterationUpdates:
             raise CallFailed(Code.UNAVAILABLE, "the registry has ended the updates")
         self._patient_until = math.inf  # it's there; should it go, it will be back
         self._backoff.reset()
+        self._told = True
         info = ModelIterationInfo.of(api.VersionUpdateReply.FromString(message).version_info)
         self._ready.extend(await self._since(info))
         self._first_of_call = False

@@ -22,7 +22,7 @@ from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.errors import Damaged, OutcomeUnknown
 from modelreg.client.infos import ModelIterationInfo
-from modelreg.client.retry import patiently, transient
+from modelreg.client.retry import transient
 from modelreg.client.rpc import SERVICE, Rpc
 from modelreg.client.sources import INLINE_BYTES, Source
 from modelreg.client.transport.calls import Call
@@ -64,7 +64,7 @@ class Upload:
         """
         digest = await self.source.digest() if self.sha256 is None else self.sha256
         try:
-            return await patiently(lambda: self._attempt(digest), patience=self.rpc.patience, again=self._again)
+            return await self.rpc.patiently(lambda: self._attempt(digest), again=self._again)
         except CallFailed as failure:
             if self._uncertain is not None and transient(failure):
                 raise self._unknown() from None

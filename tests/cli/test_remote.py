@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import trustme
 
 from modelreg import __version__
-from modelreg.cli import main, output, progress
+from modelreg.cli import main, output, progress, remote
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
 from tests.support.directory import RegisteringDirectory
@@ -198,6 +199,46 @@ def test_a_command_that_fails_ends_the_watch_with_1_but_not_at_once(run: Run, mo
     assert err == "modelreg: the command for version 1 ended with 2\n"
 
 
+def test_watch_waits_for_a_model_when_told_to(run: Run, model: str, file: Path, server: ServerProgram) -> None:
+    command = [sys.executable, "-m", "modelreg", "watch", model, "--wait=60", "--count=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as watching:
+        run("push", model, file)
+        out, _ = watching.communicate(timeout=60)
+    assert (watching.returncode, out[:2]) == (0, b"1\t")
+    said = run("watch", f"another {model}", "--wait=0.1")
+    assert said[0] == 20
+    assert "after 0.1 s" in one_line(said)
+
+
+def test_a_watch_goes_on_after_the_server_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    with server_program(tmp_path / "archive") as program:
+        program.options = (f"--port={program.port}",)
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", f"grpc://{program.address}")
+        assert main(["push", "policy", str(file)]) == 0
+        command = [sys.executable, "-m", "modelreg", "watch", "policy", "--count=3"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            assert watching.stdout.readline().startswith("1\t")
+            program.kill()
+            assert "waiting for it to be back" in watching.stderr.readline()
+            program.start()
+            for _ in range(2):
+                assert main(["push", "policy", str(file)]) == 0
+            out, err = watching.communicate(timeout=60)
+        assert [line[:2] for line in out.splitlines()] == ["2\t", "3\t"]
+        assert (watching.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_would_end_it_is_an_interrupt(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), remote._ended_by_signals():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
 def test_set_leaves_other_properties_as_they_are(run: Run, model: str) -> None:
     code, _, err = run("set", model, "a=1", "b=2")
     assert (code, err) == (0, f"model {model} is new\n")
@@ -330,6 +371,8 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         who = ["--certificate-chain", at["my certificate"], "--private-key", at["my key"]]
         assert main(["models", "--root-certificates", at["ca"], *who]) == 0
         assert capfd.readouterr() == ("", "")
+        monkeypatch.setenv("SSL_CERT_FILE", at["ca"])  # where OpenSSL looks for those that the system trusts
+        assert main(["models", "--tls", *who]) == 0
         assert main(["models", "--root-certificates", at["stranger"], *who]) == 22
         assert "--root-certificates" in capfd.readouterr().err
         assert main(["models", "--root-certificates", at["my key"], *who]) == 2
@@ -385,6 +428,17 @@ def test_a_bar_appears_for_what_takes_long(
         assert code == 0
         assert out.startswith("1\t")
         assert f"{args[0]} {model}" in err
+
+
+def test_a_bar_appears_where_nothing_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "APPEARS_AFTER", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress.progress_bar("push it") as bar:
+        assert isinstance(bar, progress._Bar)
+        bar._timer.join()
+    assert "push it" in capfd.readouterr().err
 
 
 def test_a_pipe_that_closes(run: Run, model: str, file: Path, server: ServerProgram) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,19 @@ def test_a_certificate_that_is_trusted(run: Run, ca: trustme.CA, context: Any) -
     with serving(Registry(), ssl=context) as running:
         endpoint = cogment.Endpoint(running.url, root_certificates=pem(ca.cert_pem))
         assert len(versions_at(run, endpoint)["modelreg"]) == 300_000
+
+
+def test_who_the_system_trusts_is_trusted(
+    run: Run, ca: trustme.CA, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with serving(Registry(), ssl=context) as running:
+        endpoint = cogment.Endpoint(running.url, tls=True)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))  # where OpenSSL looks for the system's
+        assert versions_at(run, endpoint)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        with pytest.raises(cogment.Denied, match="isn't trusted"):
+            versions_at(run, endpoint)
 
 
 def test_a_certificate_that_is_not(run: Run, context: Any) -> None:
@@ -101,6 +115,11 @@ def test_keys_that_can_not_be_used(run: Run) -> None:
     ):
         with pytest.raises(ValueError, match="can't be used"):
             versions_at(run, endpoint)
+
+
+def test_a_certificate_without_its_key(run: Run, ca: trustme.CA) -> None:
+    with pytest.raises(ValueError, match="without its private_key"):
+        versions_at(run, cogment.Endpoint("grpc://localhost:1", certificate_chain=pem(ca.cert_pem)))
 
 
 def test_what_has_keys_is_not_shown(ca: trustme.CA) -> None:

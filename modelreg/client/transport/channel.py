@@ -31,6 +31,9 @@ class Channel:
         metadata: sent with each call.
         timing: of its connections.
         background: where their tasks run.
+
+    Attributes:
+        reached: whether there has been a connection.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Channel:
         self._connections: list[tuple[Connection, Address]] = []
         self._connecting = anyio.Lock()
         self._closed = False
+        self.reached = False
 
     async def call(
         self,
@@ -101,6 +105,7 @@ class Channel:
                         raise CallFailed(Code.CANCELLED, "the client has been closed", delivered=False)
                     found = (await open_connection(address, self._timing, self._background), address)
                     self._connections.append(found)
+                    self.reached = True
         return found
 
     def _usable(self) -> tuple[Connection, Address] | None:

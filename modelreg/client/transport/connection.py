@@ -201,4 +201,4 @@ async def open_connection(address: Address, timing: Timing, background: Backgrou
 
 
 def _unavailable(message: str) -> CallFailed:
-    return CallFailed(Code.UNAVAILABLE, message, delivered=False)
+    return CallFailed(Code.UNAVAILABLE, message, delivered=False, connected=False)

@@ -40,12 +40,14 @@ class CallFailed(Exception):
     Attributes:
         code: the status.
         delivered: whether a server may have acted on the request: it had all of it, and hasn't said that it left it alone.
+        connected: whether there was a connection to make it on.
     """
 
-    def __init__(self, code: Code, message: str, *, delivered: bool = True) -> None:
+    def __init__(self, code: Code, message: str, *, delivered: bool = True, connected: bool = True) -> None:
         super().__init__(message)
         self.code = code
         self.delivered = delivered
+        self.connected = connected
 
 
 _FROM_HTTP = {
