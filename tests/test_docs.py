@@ -29,7 +29,7 @@ from modelreg.client import RegistryError
 from modelreg.errors import StartupError
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
-from tests.cli.test_program import ROOT, environment, serving
+from tests.support.server import ROOT, environment, server_program
 
 README = (ROOT / "README.md").read_text()
 
@@ -175,7 +175,7 @@ def comparable(output: str) -> object:
 
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl isn't installed")
 def test_the_transcripts(tmp_path: Path) -> None:
-    with serving(tmp_path, "--grpc_reflection") as program:
+    with server_program(tmp_path, "--grpc_reflection") as program:
         for line, expected in transcripts():
             ended = subprocess.run(
                 ["bash", "-c", line.replace("localhost:9002", f"localhost:{program.port}")],
@@ -225,7 +225,7 @@ def test_the_session_on_the_command_line(tmp_path: Path) -> None:
     (session,) = blocks("shell-session")
     with open(tmp_path / "checkpoint.pt", "wb") as checkpoint:
         checkpoint.truncate(100_000_000)
-    with serving(tmp_path) as program:
+    with server_program(tmp_path / "archive") as program:
         endpoint = f"grpc://127.0.0.1:{program.port}"
         commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
         shown = carried_out(commands, tmp_path, COGMENT_MODEL_REGISTRY_ENDPOINT=endpoint, TERM="xterm", TZ="UTC")

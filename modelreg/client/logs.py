@@ -20,6 +20,8 @@ _LEVELS = {
     "debug": logging.DEBUG,
     "trace": TRACE,
 }
+# The registry reads the same variable, and takes numbers, too.
+_LEVELS_BY_NUMBER = {str(number): level for number, level in enumerate(_LEVELS.values())}
 
 
 class Logger(logging.Logger):
@@ -45,7 +47,8 @@ def make_logger(name: str, env_name: str | None = None, default_level: str = "IN
 
     Arguments:
         name: of the logger.
-        env_name: environment variable that sets its level, read now: off, error, warning, info, debug or trace. None for none.
+        env_name: environment variable that sets its level, read now: off, error, warning, info, debug, trace, or 0 to 5 for these.
+            None for none.
         default_level: where the variable isn't set, or is no level.
     """
     made = logging.getLogger(name)
@@ -55,7 +58,7 @@ def make_logger(name: str, env_name: str | None = None, default_level: str = "IN
         )
     assert isinstance(made, Logger)
     text = os.environ.get(env_name, default_level) if env_name is not None else default_level
-    level = _LEVELS.get(text.lower())
+    level = _LEVELS.get(text.lower(), _LEVELS_BY_NUMBER.get(text))
     made.setLevel(_LEVELS.get(default_level.lower(), logging.INFO) if level is None else level)
     if level is None:
         made.warning("%s=%s is no log level: it's one of %s", env_name, text, ", ".join(_LEVELS))

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cli.test_program import serving
 from tests.registry.test_importing import add_model, add_version
+from tests.support.server import server_program
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -46,7 +46,7 @@ def test_a_source_with_nothing_in_it_is_said_to_have_nothing(tmp_path: Path) -> 
 
 def test_a_running_server_keeps_its_directory(tmp_path: Path) -> None:
     add_model(tmp_path / "old", "policy")
-    with serving(tmp_path, "--archive_dir=new"):
+    with server_program(tmp_path / "new"):
         ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new")
     assert ended.returncode == 4
     assert ended.stderr.startswith("modelreg: the archive directory")

@@ -2,77 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-import attrs
 import pytest
 
 from modelreg.log import daily_name
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.server import command, environment, server_program
 
 # Time for a busy machine; nothing here takes a second on an idle one.
 SECONDS = 60
-
-
-@attrs.frozen
-class Program:
-    process: subprocess.Popen[str]
-    serving: dict[str, object]
-    """The log's record of the start."""
-
-    @property
-    def port(self) -> int:
-        port = self.serving["port"]
-        assert isinstance(port, int)
-        return port
-
-    def stop(self, number: signal.Signals) -> tuple[int, str, str]:
-        """Send a signal; return the exit code and what was printed meanwhile."""
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, out, err
-
-
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "modelreg", *args]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **variables}
-
-
-@contextlib.contextmanager
-def serving(cwd: Path, *args: str, **variables: str) -> Iterator[Program]:
-    """A registry that has started, in the working directory *cwd*."""
-    with subprocess.Popen(
-        command("serve", "--port=0", "--log_format=json", *args),
-        cwd=cwd,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                record = json.loads(line)
-                if record["event"] == "serving":
-                    yield Program(process, record)
-                    break
-            else:
-                pytest.fail(f"it ended instead of serving: {process.communicate()}")
-        finally:
-            process.kill()
 
 
 def refusal(cwd: Path, *args: str, **variables: str) -> tuple[int, str]:
@@ -95,27 +38,29 @@ def refusal(cwd: Path, *args: str, **variables: str) -> tuple[int, str]:
 
 
 def test_it_starts_on_an_embedded_default_directory(tmp_path: Path) -> None:
-    with serving(tmp_path) as program:
+    with server_program(None, cwd=tmp_path) as program:
         assert (tmp_path / ".cogment/model_registry/FORMAT").is_file()
-        assert program.serving["archive_dir"] == ".cogment/model_registry"
-        assert program.serving["host"] == "127.0.0.1"
+        line = program.wait_for_log("serving")
+        assert line["archive_dir"] == ".cogment/model_registry"
+        assert line["host"] == "127.0.0.1"
 
 
 def test_port_0_takes_a_free_one_and_logs_it(tmp_path: Path) -> None:
-    with serving(tmp_path) as program:
+    with server_program(tmp_path) as program:
         socket.create_connection(("127.0.0.1", program.port)).close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_stops_when_told_to(tmp_path: Path, number: signal.Signals) -> None:
-    with serving(tmp_path) as program:
-        code, out, err = program.stop(number)
-    assert (code, err) == (0, "")
-    assert [json.loads(line)["event"] for line in out.splitlines()] == ["stopping", "stopped"]
+    with server_program(tmp_path) as program:
+        program.signal(number)
+        assert program.wait() == 0
+    assert [line["event"] for line in program.log] == ["serving", "stopping", "stopped"]
 
 
 def test_what_was_chosen_by_variables(tmp_path: Path) -> None:
-    with serving(tmp_path, COGMENT_MODEL_REGISTRY_ARCHIVE_DIR="elsewhere", COGMENT_LOG_LEVEL="3"):
+    variables = {"COGMENT_MODEL_REGISTRY_ARCHIVE_DIR": "elsewhere", "COGMENT_LOG_LEVEL": "3"}
+    with server_program(None, cwd=tmp_path, **variables):
         assert (tmp_path / "elsewhere/FORMAT").is_file()
 
 
@@ -143,24 +88,9 @@ def test_the_log_file_has_the_date(tmp_path: Path) -> None:
 
 
 def test_listening_beyond_this_machine_is_warned_of(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        command("serve", "--port=0", "--host=0.0.0.0"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if "serving" in line:
-                    break
-        finally:
-            process.kill()
-    warnings = [line for line in lines if "[warning" in line]
-    assert "without authentication" in warnings[0]
+    with server_program(tmp_path, "--host=0.0.0.0") as program:
+        (warning,) = (line["event"] for line in program.log if line["level"] == "warning")
+    assert "without authentication" in warning
 
 
 def test_a_bad_option(tmp_path: Path) -> None:
@@ -217,8 +147,8 @@ def test_an_archive_that_cogment_wrote(tmp_path: Path) -> None:
 
 
 def test_a_second_server_on_the_same_directory(tmp_path: Path) -> None:
-    with serving(tmp_path) as program:
-        code, line = refusal(tmp_path, "--port=0")
+    with server_program(tmp_path / "archive") as program:
+        code, line = refusal(tmp_path, "--port=0", "--archive_dir=archive")
         assert code == 4
         assert str(program.process.pid) in line
         socket.create_connection(("127.0.0.1", program.port)).close()

@@ -22,22 +22,39 @@ import trio
 from modelreg import server
 from modelreg.settings import Settings
 
+ROOT = Path(__file__).parent.parent.parent
+
 # How long anything may take that a test waits for, in seconds; far beyond what it does take.
 PATIENCE = 30.0
 
 LogLine = dict[str, Any]
 
 
+def command(*arguments: str) -> list[str]:
+    """The program as a person starts it."""
+    return [sys.executable, "-m", "modelreg", *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """What the program is started with: none of the options of the person who runs the tests, and a warning ends it."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+    return {**ours, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **variables}
+
+
 class ServerProgram:
     """A server in a process of its own.
 
     Arguments:
-        archive_dir: its directory; what it's started with again.
+        archive_dir: its directory; what it's started with again. None leaves it to the program, or to *variables*.
         options: further options, as on the command line.
+        cwd: its working directory.
+        variables: of its environment.
     """
 
-    def __init__(self, archive_dir: Path, *options: str) -> None:
-        self.archive_dir = archive_dir
+    def __init__(self, archive_dir: Path | None, *options: str, cwd: Path | None = None, **variables: str) -> None:
+        self._archive_dir = archive_dir
+        self._cwd = cwd
+        self._variables = variables
         self.options = options
         self.port = 0
         self.log: list[LogLine] = []
@@ -47,6 +64,11 @@ class ServerProgram:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def archive_dir(self) -> Path:
+        assert self._archive_dir is not None, "it chooses its own"
+        return self._archive_dir
 
     @property
     def running(self) -> bool:
@@ -59,27 +81,32 @@ class ServerProgram:
 
     def start(self) -> ServerProgram:
         """Start it, and wait until it says that it's serving."""
-        assert self._process is None, "it runs already"
-        command = [sys.executable, "-m", "modelreg", "serve", "--port=0", "--log_format=json"]
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
-        self.log = []
-        self._ended = False
-        self._process = subprocess.Popen(
-            [*command, f"--archive_dir={self.archive_dir}", *self.options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")},
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read_log, name="reads a server's log", daemon=True)
-        self._reader.start()
+        self.launch()
         try:
             self.port = self.wait_for_log("serving")["port"]
         except BaseException:
             self.kill()
             raise
         return self
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
+        assert self._process is None, "it runs already"
+        archive = [] if self._archive_dir is None else [f"--archive_dir={self._archive_dir}"]
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self.log = []
+        self._ended = False
+        self._process = subprocess.Popen(
+            command("serve", "--port=0", "--log_format=json", *archive, *self.options),
+            cwd=self._cwd,
+            env=environment(**self._variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read_log, name="reads a server's log", daemon=True)
+        self._reader.start()
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None
@@ -163,9 +190,11 @@ class ServerProgram:
 
 
 @contextlib.contextmanager
-def server_program(archive_dir: Path, *options: str) -> Iterator[ServerProgram]:
+def server_program(
+    archive_dir: Path | None, *options: str, cwd: Path | None = None, **variables: str
+) -> Iterator[ServerProgram]:
     """A running server. At the end, unless the test has ended it, it's told to stop, and has to end well."""
-    program = ServerProgram(archive_dir, *options).start()
+    program = ServerProgram(archive_dir, *options, cwd=cwd, **variables).start()
     try:
         yield program
     except BaseException:
