@@ -54,6 +54,14 @@ class Threads:
         """
         return await self._run(self._files, functools.partial(function, *args, **kwargs))
 
+    def hash_crowded(self) -> bool:
+        """Whether work that keeps a core busy waits for a thread. Any thread may ask."""
+        return bool(self._hashes.statistics().tasks_waiting)
+
+    def file_crowded(self) -> bool:
+        """Whether work that waits for the disk waits for a thread. Any thread may ask."""
+        return bool(self._files.statistics().tasks_waiting)
+
     async def _run(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
         if self.failed.is_set():
             raise Unavailable("the archive directory has failed, the registry is stopping")

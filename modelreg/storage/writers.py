@@ -7,8 +7,7 @@ gather it, goes through a pipeline::
                           ^        └───> write to file, in a thread ──┤
                           └──────────── both done: the next one ──────┘
 
-Both stages take all the buffers that wait for them at once, so that under load a thread's start is paid once for many. Memory is a
-few buffers, whatever the content's size. A buffer that isn't full goes the same way when other uploads wait for one.
+Memory is a few buffers, whatever the content's size. A buffer that isn't full goes the same way when other uploads wait for one.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
@@ -26,6 +26,7 @@ import trio
 
 from modelreg.storage.buffers import Budget, Buffer, BufferPool
 from modelreg.storage.durable import write_all
+from modelreg.storage.stages import Stage
 from modelreg.storage.threads import Threads
 
 # Content up to this size is gathered in memory. SHA-256 of it takes the event loop some 70 µs, a thread's start and return as much.
@@ -80,53 +81,31 @@ def small_writer(budget: Budget, size: int) -> Iterator[MemoryWriter | None]:
         budget.release(size)
 
 
-class _Stage:
-    """One thing that's done to every buffer, in order."""
-
-    def __init__(self, work: Callable[[Sequence[Buffer]], Awaitable[None]]) -> None:
-        self.work = work
-        self.finished = trio.Event()
-        self._waiting, self._arrived = trio.open_memory_channel[Buffer](BUFFERS_AHEAD)
-
-    def add(self, buffer: Buffer) -> None:
-        self._waiting.send_nowait(buffer)
-
-    async def finish(self) -> None:
-        """Wait until all is done that was added."""
-        self._waiting.close()
-        await self.finished.wait()
-
-    async def batches(self) -> AsyncIterator[Sequence[Buffer]]:
-        """Whatever waits, each time that something does."""
-        async for buffer in self._arrived:
-            batch = [buffer]
-            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
-                while True:
-                    batch.append(self._arrived.receive_nowait())
-            yield batch
-
-
 class FileWriter:
     """The pipeline; made by :func:`file_writer` only."""
 
     def __init__(self, fd: int, pool: BufferPool, threads: Threads) -> None:
         self._fd = fd
         self._pool = pool
-        self._threads = threads
         self._hash = hashlib.sha256()
         self._filling: Buffer | None = None
         self._written = 0
-        self._ahead = trio.Semaphore(BUFFERS_AHEAD)
-        self._failure: Exception | None = None
-        self._closed = False
-        # A buffer is given back by the last of the stages that use it.
-        self._users: dict[Buffer, int] = {}
-        self._stages = [_Stage(self._hash_all), _Stage(self._write_all)]
+        # Those passed on that have not come back, and how many have.
+        self._ahead: deque[Buffer] = deque()
+        self._returned = 0
+        # Set when there's room for more of them. The threads only speak of their progress while somebody waits for it.
+        self._room = trio.Event()
+        self._room_wanted = False
+        self._ending = False
+        self._loop = trio.lowlevel.current_trio_token()
+        self._stages = [
+            Stage(self._update_hash, threads.hash, threads.hash_crowded, self._progress, self._take_back),
+            Stage(self._write_to_file, threads.file, threads.file_crowded, self._progress, self._take_back),
+        ]
 
     async def write(self, data: memoryview) -> None:
         while data:
-            if self._failure is not None:
-                raise self._failure
+            self._raise_failure()
             if self._filling is None:
                 self._filling = await self._next_buffer()
             data = data[self._filling.fill(data) :]
@@ -135,9 +114,8 @@ class FileWriter:
 
     async def finish(self) -> bytes:
         self._pass_on()
-        await self._drain()
-        if self._failure is not None:
-            raise self._failure
+        await self._end()
+        self._raise_failure()
         return self._hash.digest()
 
     def start(self, nursery: trio.Nursery) -> None:
@@ -146,20 +124,24 @@ class FileWriter:
 
     async def close(self) -> None:
         """Stop, and give back every buffer. When this returns no thread uses the file any more."""
-        self._closed = True
+        for stage in self._stages:
+            stage.drop()
         with trio.CancelScope(shield=True):  # no longer than what the threads are at just now
-            await self._drain()
+            await self._end()
         if self._filling is not None:
-            self._give_back(self._filling)
+            self._pool.give_back(self._filling)
             self._filling = None
 
     async def _next_buffer(self) -> Buffer:
-        await self._ahead.acquire()
+        self._room_wanted = True
         try:
+            self._take_back()
+            while len(self._ahead) >= BUFFERS_AHEAD:
+                self._room = trio.Event()
+                await self._room.wait()
             return await self._pool.take(self._pass_on)
-        except (trio.Cancelled, OSError):
-            self._ahead.release()
-            raise
+        finally:
+            self._room_wanted = False
 
     def _pass_on(self) -> None:
         """Hash and write what has been filled; nothing else is filled until the next bytes come."""
@@ -167,52 +149,49 @@ class FileWriter:
             return
         buffer, self._filling = self._filling, None
         self._pool.filled(buffer)
-        self._users[buffer] = len(self._stages)
+        self._ahead.append(buffer)
         for stage in self._stages:
             stage.add(buffer)
 
-    async def _drain(self) -> None:
-        for stage in self._stages:
-            await stage.finish()
+    def _progress(self) -> None:
+        """A stage has done with a buffer; this runs in its thread."""
+        if self._room_wanted:
+            self._loop.run_sync_soon(self._take_back, idempotent=True)
 
-    async def _run(self, stage: _Stage) -> None:
+    def _take_back(self) -> None:
+        """Give back the buffers that all stages have done with."""
+        done = min(stage.done for stage in self._stages)
+        while self._returned < done:
+            self._returned += 1
+            self._pool.give_back(self._ahead.popleft())
+        if len(self._ahead) < BUFFERS_AHEAD:
+            self._room.set()
+
+    async def _end(self) -> None:
+        """Wait until all is done that was passed on."""
+        for stage in self._stages:
+            if not self._ending:
+                stage.add(None)
+        self._ending = True
+        for stage in self._stages:
+            await stage.finished.wait()
+
+    async def _run(self, stage: Stage) -> None:
         # Its end is the upload's to say: a stage that's cancelled by itself would pass for one that has done its work.
         with trio.CancelScope(shield=True):
-            async for buffers in stage.batches():
-                try:
-                    if self._failure is None and not self._closed:
-                        await stage.work(buffers)
-                except Exception as error:  # noqa: BLE001  # whatever it was, it's the upload's to hear of
-                    self._failure = error
-                finally:
-                    self._used(buffers)
-        stage.finished.set()
+            await stage.run()
 
-    def _used(self, buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
-            self._users[buffer] -= 1
-            if not self._users[buffer]:
-                del self._users[buffer]
-                self._give_back(buffer)
+    def _raise_failure(self) -> None:
+        for stage in self._stages:
+            if stage.failure is not None:
+                raise stage.failure
 
-    def _give_back(self, buffer: Buffer) -> None:
-        self._pool.give_back(buffer)
-        self._ahead.release()
+    def _update_hash(self, buffer: Buffer) -> None:
+        self._hash.update(buffer.content)
 
-    async def _hash_all(self, buffers: Sequence[Buffer]) -> None:
-        def work() -> None:
-            for buffer in buffers:
-                self._hash.update(buffer.content)
-
-        await self._threads.hash(work)
-
-    async def _write_all(self, buffers: Sequence[Buffer]) -> None:
-        def work() -> None:
-            for buffer in buffers:
-                _write_buffer(self._fd, buffer.content, self._written)
-                self._written += buffer.filled
-
-        await self._threads.file(work)
+    def _write_to_file(self, buffer: Buffer) -> None:
+        _write_buffer(self._fd, buffer.content, self._written)
+        self._written += buffer.filled
 
 
 @asynccontextmanager

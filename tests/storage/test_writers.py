@@ -287,10 +287,12 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
+        self.reached = threading.Event()
         self.fds: list[int] = []
         write_buffer = writers._write_buffer
 
         def held_up(fd: int, content: memoryview, offset: int) -> None:
+            self.reached.set()
             self.open.wait(10)
             os.fstat(fd)
             self.fds.append(fd)
@@ -332,7 +334,7 @@ async def test_cancelled_it_ends_when_no_thread_uses_the_file_any_more(
         ended.set()
 
     nursery.start_soon(upload)
-    await trio.testing.wait_all_tasks_blocked()
+    assert await trio.to_thread.run_sync(gate.reached.wait, 10)
     scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
     assert not ended.is_set()
