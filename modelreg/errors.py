@@ -89,16 +89,22 @@ class ForeignArchive(StartupError):
     exit_code = 5
 
 
-class CredentialsUnusable(StartupError):
-    """The TLS certificate, its key, the clients' CA or the token file can't be used."""
-
-    exit_code = 8
-
-
 class AddressUnavailable(StartupError):
     """The port is in use, or the host isn't one of this machine's."""
 
     exit_code = 6
+
+
+class LogFileUnusable(StartupError):
+    """The log file can't be opened for writing."""
+
+    exit_code = 7
+
+
+class CredentialsUnusable(StartupError):
+    """The TLS certificate, its key, the clients' CA or the token file can't be used."""
+
+    exit_code = 8
 
 
 class ArchiveUncertain(StartupError):

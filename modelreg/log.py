@@ -24,7 +24,7 @@ from typing import IO, Protocol
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from modelreg.errors import StartupError
+from modelreg.errors import LogFileUnusable
 from modelreg.settings import LogFormat, LogLevel, Settings
 
 Logger = FilteringBoundLogger
@@ -44,12 +44,6 @@ MAX_WAITING_LINES = 10_000
 
 # How long the end of the program waits for lines to be written to something that doesn't take them.
 CLOSE_SECONDS = 2.0
-
-
-class LogFileUnusable(StartupError):
-    """The log file can't be opened for writing."""
-
-    exit_code = 7
 
 
 @contextlib.contextmanager

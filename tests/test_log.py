@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from modelreg import log
-from modelreg.log import LogFileUnusable, daily_name, open_log, silent_logger
+from modelreg.errors import LogFileUnusable
+from modelreg.log import daily_name, open_log, silent_logger
 from modelreg.settings import LOG_LEVELS, LogLevel, Settings
 
 LATE = datetime(2026, 11, 20, 23, 59, 59, 999_000, tzinfo=timezone.utc)

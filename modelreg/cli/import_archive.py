@@ -43,10 +43,11 @@ async def _import(source: Path, settings: Settings, output: Output) -> Counter[s
     from modelreg.log import silent_logger
     from modelreg.registry.importing import Outcome, import_cogment
     from modelreg.storage.archive import open_archive
+    from modelreg.storage.cogment import model_directories
 
     counts: Counter[str] = Counter()
     async with open_archive(settings.archive_dir, silent_logger()) as archive:
-        async with aclosing(import_cogment(source, archive)) as entries:
+        async with aclosing(import_cogment(model_directories(source), archive)) as entries:
             async for entry in entries:
                 counts[entry.outcome.value] += 1
                 output.line(_document(entry), _COLUMNS)

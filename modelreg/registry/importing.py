@@ -1,26 +1,24 @@
-"""Takes the archive of a Cogment Model Registry over into one of this registry's: numbers, timestamps, hashes and user data are kept.
+"""Takes the archive of a Cogment Model Registry over into one of this registry's.
 
+Numbers, timestamps, hashes and user data are kept.
 What's there already is passed over, so that an import can be run again. What's damaged is reported and left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from enum import Enum
-from pathlib import Path
 
 import attrs
 import trio
 
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import check_model_id
-from modelreg.storage import cogment
-from modelreg.storage.archive import Archive, Incoming
-from modelreg.storage.cogment import BadEntry, CogmentVersion
+from modelreg.storage.archive import Archive
+from modelreg.storage.cogment import BadEntry, CogmentVersion, ModelDirectory
 from modelreg.storage.layout import HIGHEST_NUMBER
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
-
-READ_BYTES = 1 << 20
 
 
 class Outcome(Enum):
@@ -45,17 +43,16 @@ class Entry:
     reason: str = ""
 
 
-async def import_cogment(source: Path, archive: Archive) -> AsyncGenerator[Entry, None]:
-    """Import every model and version of *source*, one by one, each durable when its entry comes.
+async def import_cogment(models: Sequence[ModelDirectory], archive: Archive) -> AsyncGenerator[Entry, None]:
+    """Import every version of these models, one by one, each durable when its entry comes.
 
     Raises:
-        OSError: *source* can't be read.
         ResourceExhausted, StorageFailed, Unavailable: the archive can't be written.
     """
     known = {found.record.model_id: found for found in archive.found}
-    for directory in await trio.to_thread.run_sync(cogment.model_directories, source):
+    for directory in models:
         try:
-            model = await trio.to_thread.run_sync(cogment.read_model, directory)
+            model = await trio.to_thread.run_sync(directory.read)
             check_model_id(model.model_id)
         except (BadEntry, InvalidArgument) as error:
             yield Entry(model_id=directory.name, outcome=Outcome.DAMAGED, reason=str(error))
@@ -66,16 +63,16 @@ async def import_cogment(source: Path, archive: Archive) -> AsyncGenerator[Entry
         yield Entry(model_id=model.model_id, outcome=Outcome.PRESENT if found else Outcome.IMPORTED)
         stored = {version.version_number: version.sha256 for version in found.versions} if found else {}
         ceiling = found.record.number_ceiling if found else 0
-        for path in model.version_records:
+        for record in model.versions:
             try:
-                version = await trio.to_thread.run_sync(cogment.read_version, path)
+                version = await trio.to_thread.run_sync(record.read)
                 outcome, reason = _settled(version, stored, ceiling)
                 if outcome is Outcome.IMPORTED:
                     await _import_version(model.model_id, version, archive)
                 yield Entry(model_id=model.model_id, number=version.number, outcome=outcome, reason=reason)
             except BadEntry as error:
-                number = cogment.record_number(path)
-                yield Entry(model_id=model.model_id, number=number, outcome=Outcome.DAMAGED, reason=str(error))
+                reason = str(error)
+                yield Entry(model_id=model.model_id, number=record.number, outcome=Outcome.DAMAGED, reason=reason)
 
 
 def _settled(version: CogmentVersion, stored: dict[int, str], ceiling: int) -> tuple[Outcome, str]:
@@ -92,7 +89,9 @@ def _settled(version: CogmentVersion, stored: dict[int, str], ceiling: int) -> t
 
 async def _import_version(model_id: str, version: CogmentVersion, archive: Archive) -> None:
     async with archive.incoming(version.size) as incoming:
-        await _copy(version, incoming)
+        async with aclosing(version.data()) as pieces:
+            async for piece in pieces:
+                await incoming.write(memoryview(piece))
         if await incoming.finish() != version.digest:
             raise BadEntry("its data has another hash than its record says")
         await archive.blobs.retain_for_commit(version.digest, version.size)
@@ -106,20 +105,3 @@ async def _import_version(model_id: str, version: CogmentVersion, archive: Archi
             user_data=version.user_data,
         )
         await archive.store_version(record, incoming)
-
-
-async def _copy(version: CogmentVersion, incoming: Incoming) -> None:
-    copied = 0
-    try:
-        async with await trio.open_file(version.data, "rb") as file:
-            while piece := await file.read(READ_BYTES):
-                copied += len(piece)
-                if copied > version.size:
-                    break
-                await incoming.write(memoryview(piece))
-    except OSError as error:
-        msg = f"its data can't be read: {error.strerror}"
-        raise BadEntry(msg) from error
-    if copied != version.size:
-        msg = f"its record says {version.size} bytes of data, there are {'more' if copied > version.size else copied}"
-        raise BadEntry(msg)

@@ -1,7 +1,8 @@
 """Reads an archive directory of the Cogment Model Registry, which is laid out like this::
 
     <archive_dir>/<model id>/<model id>.yaml                  model_id, user_data
-    <archive_dir>/<model id>/<model id>-v000001.yaml          model_id, version_number, creation_timestamp, data_hash, data_size, user_data
+    <archive_dir>/<model id>/<model id>-v000001.yaml          model_id, version_number, creation_timestamp, data_hash,
+                                                              data_size, user_data
     <archive_dir>/<model id>/<model id>-v000001.data
 
 It is never written to. Timestamps are RFC 3339 with up to nine digits of a second, hashes SHA-256 in base64.
@@ -10,11 +11,12 @@ It is never written to. Timestamps are RFC 3339 with up to nine digits of a seco
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 import attrs
+import trio
 import yaml
 
 from modelreg.storage.digests import from_base64
@@ -23,8 +25,11 @@ _RECORD_NAME = re.compile(r"(.+)-v(\d{6,})\.yaml")
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
 
+READ_BYTES = 1 << 20
+
+
 class BadEntry(Exception):
-    """A record can't be read; the text says what's wrong with it."""
+    """A record, or the data that it's about, can't be read; the text says what's wrong with it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,60 +43,91 @@ class CogmentVersion:
     # Bytes.
     size: int
     user_data: Mapping[str, str]
-    data: Path
+    path: Path
+
+    async def data(self) -> AsyncGenerator[bytes, None]:
+        """Its data, in pieces. Raises BadEntry where it can't be read, or isn't as long as the record says."""
+        size = 0
+        try:
+            async with await trio.open_file(self.path, "rb") as file:
+                while size <= self.size and (piece := await file.read(READ_BYTES)):
+                    size += len(piece)
+                    yield piece
+        except OSError as error:
+            msg = f"its data can't be read: {error.strerror}"
+            raise BadEntry(msg) from error
+        if size != self.size:
+            msg = f"its record says {self.size} bytes of data, there are {'more' if size > self.size else size}"
+            raise BadEntry(msg)
+
+
+@attrs.frozen
+class VersionFile:
+    """A version's record, not read yet."""
+
+    path: Path
+
+    @property
+    def number(self) -> int | None:
+        """The version's number, as the name has it."""
+        match = _RECORD_NAME.fullmatch(self.path.name)
+        return int(match[2]) if match else None
+
+    def read(self) -> CogmentVersion:
+        """What it says. Raises BadEntry. This blocks."""
+        document = _read(self.path)
+        number = _number(document, "version_number")
+        if self.number != number:
+            msg = f"it is named {self.path.name}, but is the record of version {number}"
+            raise BadEntry(msg)
+        return CogmentVersion(
+            number=number,
+            timestamp=_timestamp(_text(document, "creation_timestamp")),
+            digest=_digest(_text(document, "data_hash")),
+            size=_number(document, "data_size"),
+            user_data=_texts(document, "user_data"),
+            path=self.path.with_suffix(".data"),
+        )
 
 
 @attrs.frozen(kw_only=True)
 class CogmentModel:
-    """What a model's record says, and where its versions' are."""
+    """What a model's record says, and its versions' records."""
 
     model_id: str
     user_data: Mapping[str, str]
     # By number.
-    version_records: tuple[Path, ...]
+    versions: tuple[VersionFile, ...]
 
 
-def model_directories(root: Path) -> list[Path]:
-    """The directories of models, by name."""
-    return sorted(path for path in root.iterdir() if (path / f"{path.name}.yaml").is_file())
+@attrs.frozen
+class ModelDirectory:
+    """A model's directory, not read yet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def read(self) -> CogmentModel:
+        """What its record says. Raises BadEntry. This blocks."""
+        document = _read(self.path / f"{self.name}.yaml")
+        records = [
+            path
+            for path in self.path.iterdir()
+            if (match := _RECORD_NAME.fullmatch(path.name)) and match[1] == self.name
+        ]
+        return CogmentModel(
+            model_id=_text(document, "model_id"),
+            user_data=_texts(document, "user_data"),
+            versions=tuple(map(VersionFile, sorted(records, key=lambda path: (len(path.name), path.name)))),
+        )
 
 
-def read_model(directory: Path) -> CogmentModel:
-    """Read a model's record. Raises BadEntry."""
-    document = _read(directory / f"{directory.name}.yaml")
-    records = [
-        path
-        for path in directory.iterdir()
-        if (match := _RECORD_NAME.fullmatch(path.name)) and match[1] == directory.name
-    ]
-    return CogmentModel(
-        model_id=_text(document, "model_id"),
-        user_data=_texts(document, "user_data"),
-        version_records=tuple(sorted(records, key=lambda path: (len(path.name), path.name))),
-    )
-
-
-def read_version(record: Path) -> CogmentVersion:
-    """Read a version's record. Raises BadEntry."""
-    document = _read(record)
-    number = _number(document, "version_number")
-    if record_number(record) != number:
-        msg = f"it is named {record.name}, but is the record of version {number}"
-        raise BadEntry(msg)
-    return CogmentVersion(
-        number=number,
-        timestamp=_timestamp(_text(document, "creation_timestamp")),
-        digest=_digest(_text(document, "data_hash")),
-        size=_number(document, "data_size"),
-        user_data=_texts(document, "user_data"),
-        data=record.with_suffix(".data"),
-    )
-
-
-def record_number(record: Path) -> int | None:
-    """The version number in the name of a version's record."""
-    match = _RECORD_NAME.fullmatch(record.name)
-    return int(match[2]) if match else None
+def model_directories(root: Path) -> list[ModelDirectory]:
+    """The directories of models, by name. Raises OSError. This blocks."""
+    return [ModelDirectory(path) for path in sorted(root.iterdir()) if (path / f"{path.name}.yaml").is_file()]
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ from modelreg.registry.importing import Entry, Outcome, import_cogment
 from modelreg.registry.records import VersionInfo
 from modelreg.registry.registry import open_registry
 from modelreg.storage.archive import open_archive
+from modelreg.storage.cogment import model_directories
 
 
 def add_model(root: Path, model_id: str, user_data: str = "{}") -> None:
@@ -34,7 +35,10 @@ def add_version(root: Path, model_id: str, number: int, content: bytes) -> Path:
 
 
 async def run_import(source: Path, target: Path) -> list[Entry]:
-    async with open_archive(target, silent_logger()) as archive, aclosing(import_cogment(source, archive)) as entries:
+    async with (
+        open_archive(target, silent_logger()) as archive,
+        aclosing(import_cogment(model_directories(source), archive)) as entries,
+    ):
         return [entry async for entry in entries]
 
 

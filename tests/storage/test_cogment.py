@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modelreg.storage import cogment
-from modelreg.storage.cogment import BadEntry
+from modelreg.storage.cogment import BadEntry, VersionFile
 
 HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 RECORD = f"""\
@@ -31,13 +31,13 @@ def write(directory: Path, name: str, text: str) -> Path:
 
 
 def test_a_version_is_read_as_it_was_written(tmp_path: Path) -> None:
-    version = cogment.read_version(write(tmp_path, "policy-v000003.yaml", RECORD))
+    version = VersionFile(write(tmp_path, "policy-v000003.yaml", RECORD)).read()
     assert version.number == 3
     assert version.timestamp == 1795182823_585691579
     assert version.digest.hex() == "8d8d20dd59142bad882cfaf626e696e60eee422d0470955926ef08629df27e12"
     assert version.size == 14
     assert version.user_data == {"step": "007", "yes": "no", "multi": "line one\nline two"}
-    assert version.data == tmp_path / "policy-v000003.data"
+    assert version.path == tmp_path / "policy-v000003.data"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_version_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_timestamps_keep_their_nanoseconds(tmp_path: Path, text: str, nanoseconds: int) -> None:
     record = RECORD.replace("2026-11-20T13:53:43.585691579Z", text)
-    assert cogment.read_version(write(tmp_path, "policy-v000003.yaml", record)).timestamp == nanoseconds
+    assert VersionFile(write(tmp_path, "policy-v000003.yaml", record)).read().timestamp == nanoseconds
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_timestamps_keep_their_nanoseconds(tmp_path: Path, text: str, nanosecond
 def test_a_bad_record_says_what_is_wrong(tmp_path: Path, was: str, becomes: str, complaint: str) -> None:
     path = write(tmp_path, "policy-v000003.yaml", RECORD.replace(was, becomes))
     with pytest.raises(BadEntry, match=complaint):
-        cogment.read_version(path)
+        VersionFile(path).read()
 
 
 def test_models_are_directories_with_a_record_of_their_name(tmp_path: Path) -> None:
@@ -84,7 +84,8 @@ def test_models_are_directories_with_a_record_of_their_name(tmp_path: Path) -> N
     write(tmp_path, "file", "")
     for name in ("a-v000010.yaml", "a-v000002.yaml", "a-v1000000.yaml", "b-v000001.yaml", "a-v000002.data"):
         write(tmp_path / "a", name, "")
-    assert [path.name for path in cogment.model_directories(tmp_path)] == ["a", "b"]
-    model = cogment.read_model(tmp_path / "a")
+    directories = cogment.model_directories(tmp_path)
+    assert [directory.name for directory in directories] == ["a", "b"]
+    model = directories[0].read()
     assert (model.model_id, model.user_data) == ("a", {"x": "y"})
-    assert [path.name for path in model.version_records] == ["a-v000002.yaml", "a-v000010.yaml", "a-v1000000.yaml"]
+    assert [version.path.name for version in model.versions] == ["a-v000002.yaml", "a-v000010.yaml", "a-v1000000.yaml"]
