@@ -161,6 +161,21 @@ def test_the_servers_windows_and_frame_size_are_kept() -> None:
     assert stream.delivered
 
 
+def test_small_frames_are_views_of_what_is_sent() -> None:
+    """However many frames a piece makes, no byte of it is copied: purerpc's client copied the rest of a message for each of its frames."""
+    peer = Peer(INITIAL_WINDOW_SIZE=2**22, MAX_FRAME_SIZE=16384)
+    peer.h2.increment_flow_control_window(2**22)
+    peer.exchange()
+    data = bytes(2**22)
+    stream = peer.core.open(REQUEST)
+    peer.core.send(stream, [memoryview(data)], end=True)
+    sent = []
+    while pieces := peer.core.plan():
+        sent += [piece for piece in pieces if len(piece) == 16384]
+    assert len(sent) == 2**22 // 16384
+    assert all(isinstance(piece, memoryview) and piece.obj is data for piece in sent)
+
+
 def test_a_window_that_shrinks_below_nothing(peer: Peer) -> None:
     stream = peer.call(bytes(70_000))
     peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10})

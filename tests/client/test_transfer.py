@@ -19,6 +19,7 @@ import pytest
 import modelreg.client as cogment
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
+from modelreg.client.sources import PIECE_BYTES
 from modelreg.client.targets import FileTarget
 from tests.client.conftest import Run
 from tests.client.fakes import serving
@@ -302,6 +303,24 @@ class TestDownload:
                 assert await registry.retrieve_model(name) == DATA
 
         run(main)
+
+
+async def test_a_file_takes_pieces_of_any_size(tmp_path: Path) -> None:
+    target = FileTarget(tmp_path / "file", len(DATA))
+    with target:
+        for _ in range(2):  # the second time with the memory of the first
+            target.restart()
+            left = memoryview(DATA)
+            for size in (1, PIECE_BYTES, PIECE_BYTES - 1, 2 * PIECE_BYTES + 7, 5):
+                target.write(left[:size])
+                left = left[size:]
+                await target.drain(final=False)
+            target.write(left)
+            while await target.drain(final=True):
+                pass
+            assert target.digest() == hashlib.sha256(DATA).digest()
+        await target.commit()
+    assert (tmp_path / "file").read_bytes() == DATA
 
 
 class Wrong(ModelRegistrySPServicer):
