@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from modelreg.errors import AddressUnavailable
 from modelreg.log import silent_logger
 from modelreg.settings import Settings
 from tests.clients.calls import Calls, OpenRequest, connected, header, open_channel
-from tests.support.server import StartServer, server_programs
+from tests.support.server import PATIENCE, ServerProgram, StartServer, server_programs
 
 
 @pytest.fixture
@@ -82,6 +85,76 @@ async def test_a_port_that_one_address_lacks_is_not_chosen(monkeypatch: pytest.M
         await server._listen("127.0.0.1", port)
     assert tried == [port]
     await listener.aclose()
+
+
+class HeldUp(ServerProgram):
+    """A server that, once it has read its archive, waits until the test has closed a pipe."""
+
+    def __init__(self, pipe: Path, archive_dir: Path, *options: str) -> None:
+        super().__init__(archive_dir, *options)
+        os.mkfifo(pipe)
+        script = """if True:
+            import sys
+            from pathlib import Path
+            from modelreg.cli import main
+            from modelreg.storage import recovery
+
+            pipe, recover = sys.argv.pop(1), recovery.recover
+
+            def held_up(*arguments):
+                found = recover(*arguments)
+                Path(pipe).read_text()
+                return found
+
+            recovery.recover = held_up
+            sys.exit(main())
+        """
+        self.program = ("-c", script, str(pipe))
+        self._pipe = pipe
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Start it, and go on when it waits; at the end of the block it goes on, too, and serves."""
+        self.launch()
+        end = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < end
+            assert self.process.poll() is None
+            try:
+                writer = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # nobody reads it yet
+                    raise
+        try:
+            yield
+        finally:
+            os.close(writer)
+        self.wait_for_log("serving")
+
+
+def test_nobody_can_connect_before_it_has_read_its_archive(start_server: StartServer, tmp_path: Path) -> None:
+    program = start_server()
+    with connected(program.address) as calls:
+        calls.create("policy")
+        calls.store("policy", b"weights")
+    program.stop()
+    with socket.socket() as reserved:  # bound, but it never listens: the port is nobody else's
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = reserved.getsockname()
+        again = HeldUp(tmp_path / "pipe", program.archive_dir, f"--port={address[1]}")
+        try:
+            with again.starting():
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(address)
+                assert not again.log
+            with connected(f"127.0.0.1:{address[1]}") as calls:
+                assert calls.numbers("policy") == [1]
+            again.stop()
+        finally:
+            if again.running:
+                again.kill()
 
 
 async def test_a_stop_that_comes_while_it_starts_leaves_the_port_alone(tmp_path: Path) -> None:

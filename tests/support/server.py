@@ -51,6 +51,9 @@ class ServerProgram:
         variables: of its environment.
     """
 
+    # What Python is told to run.
+    program: tuple[str, ...] = ("-m", "modelreg")
+
     def __init__(self, archive_dir: Path | None, *options: str, cwd: Path | None = None, **variables: str) -> None:
         self._archive_dir = archive_dir
         self._cwd = cwd
@@ -97,7 +100,7 @@ class ServerProgram:
         self.log = []
         self._ended = False
         self._process = subprocess.Popen(
-            command("serve", "--port=0", "--log_format=json", *archive, *self.options),
+            [sys.executable, *self.program, "serve", "--port=0", "--log_format=json", *archive, *self.options],
             cwd=self._cwd,
             env=environment(**self._variables),
             stdin=subprocess.DEVNULL,
