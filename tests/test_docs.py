@@ -41,7 +41,8 @@ UNSET = getattr(click.core, "UNSET", None)
 
 def blocks(language: str) -> list[str]:
     """The README's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```([\w-]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [block for of, block in found if of == language]
 
 
 def table(*rows: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,3 +66,15 @@ def test_a_trainer_and_an_actor(url: str, name: str, trainer: Any, actor: Any, o
 def test_every_example_is_run_here() -> None:
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
     assert scripts == {"policy.py", "trainer.py", "actor.py", "blocking_trainer.py", "blocking_actor.py"}
+
+
+def test_the_readmes_programs(url: str, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    said = []
+    for program in programs:
+        path = tmp_path / "program.py"
+        path.write_text(program.replace("grpc://localhost:9002", url))
+        with example(path) as running:
+            said += finished(running)
+    assert said == ["1 b'its weights'"] * 2
