@@ -101,7 +101,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
-        click.echo(_printable(text), err=True)
+        print(_printable(text), file=sys.stderr)  # noqa: T201 (click.echo goes round rich, and into the middle of its bar)
 
 
 def _on_terminal() -> bool:

@@ -438,7 +438,10 @@ def test_a_bar_appears_where_nothing_is_told(
     with progress.progress_bar("push it") as bar:
         assert isinstance(bar, progress._Bar)
         bar._timer.join()
-    assert "push it" in capfd.readouterr().err
+        output.Output().note("by the way")
+    err = capfd.readouterr().err
+    assert "push it" in err
+    assert re.search(r"(^|\n|\r\x1b\[2K)by the way\n", err)  # on a line of its own
 
 
 def test_a_pipe_that_closes(run: Run, model: str, file: Path, server: ServerProgram) -> None:
