@@ -40,13 +40,14 @@ class Credentials:
         return protected
 
     def renew(self) -> None:
-        """Read the files again, for new connections and calls; what can't be used is logged, and leaves things as they were."""
+        """Read the files again, for new connections and calls. What can't be used is logged, and changes nothing."""
         if self._context is None and self._tokens is None:
             return
         try:
             self._context, self._tokens = self._read()
         except CredentialsUnusable as error:
-            self._logger.error("credentials could not be renewed, those from before stay", reason=str(error))  # noqa: TRY400  # no bug: the reason says it all
+            # No bug, which would need its traceback: the reason says it all.
+            self._logger.error("credentials could not be renewed, those from before stay", reason=str(error))  # noqa: TRY400
             return
         for listener in self._listeners:
             assert self._context is not None

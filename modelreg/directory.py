@@ -4,8 +4,8 @@
         ↑                                     │ no: it came back without memory, or its health check failed
         └─────────────────────────────────────┘
 
-Whatever the Directory does, or doesn't, costs the registry no more than a line in the log: it serves before it registers, and goes on
-serving while it can't. A failure is tried again with pauses that double.
+Whatever the Directory does, or doesn't, costs the registry no more than a line in the log: it serves before it
+registers, and goes on serving while it can't. A failure is tried again with pauses that double.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ async def stay_registered(
     *,
     pace: Pace = Pace(),
 ) -> None:
-    """Be registered as what serves on *port*, until *stop* is set; return when that is undone, or couldn't be in 5 seconds.
+    """Be registered as what serves on *port*, until *stop* is set; return when that is undone, or couldn't be in 5
+    seconds.
 
     Without a directory in *settings* there is nothing to do. Raises nothing.
     """
@@ -137,7 +138,10 @@ class Registration:
             await trio.sleep(backoff.pause())
 
     async def undo(self) -> None:
-        """Register no more, and deregister, unless that takes too long. What is just being registered is waited for, to be undone, too."""
+        """Register no more, and deregister, unless that takes too long.
+
+        What is just being registered is waited for, to be undone, too.
+        """
         self._over = True
         with trio.move_on_after(DEREGISTER_SECONDS) as limited:
             async with self._registering:
@@ -186,7 +190,10 @@ class Registration:
         self._logger.info("registered with the directory", service_id=reply.service_id, host=host, port=self._port)
 
     async def _is_known(self) -> bool:
-        """Whether the Directory has what was registered. After a restart, another service may have got the same number."""
+        """Whether the Directory has what was registered.
+
+        After a restart, another service may have got the same number.
+        """
         registered = self._registered
         if registered is None:
             return False
@@ -230,8 +237,8 @@ class Registration:
 async def own_address(listens_on: str, directory: Address) -> str:
     """The address at which others reach what listens on *listens_on*, as far as this machine can tell.
 
-    Where that is one address, or a name, it's that. Where it's all addresses, it's the one from which the way leads to the Directory; or, where
-    that's on this machine too, to the rest of the world.
+    Where that is one address, or a name, it's that. Where it's all addresses, it's the one from which the way leads to
+    the Directory; or, where that's on this machine too, to the rest of the world.
     """
     try:
         listened = ipaddress.ip_address(listens_on)

@@ -1,7 +1,7 @@
 """The domain's errors, each with the gRPC status it becomes, and those that end the program.
 
-Messages are for people: they name the model, the number or the option, and what to do; never a path inside the archive, a
-traceback or an internal name.
+Messages are for people: they name the model, the number or the option, and what to do; never a path inside the archive,
+a traceback or an internal name.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Logging: `open_log` gives a server the logger it passes on to its parts.
 
-Nothing is configured globally, so two servers in one process log to two places. Lines are rendered where they are logged and
-written by a thread of the log's own: a slow disk, a full one, or a terminal that nobody reads holds up no call. What can't be
-written is dropped and counted, and the count is logged as soon as writing works again.
+Nothing is configured globally, so two servers in one process log to two places. Lines are rendered where they are
+logged and written by a thread of the log's own: a slow disk, a full one, or a terminal that nobody reads holds up no
+call. What can't be written is dropped and counted, and the count is logged as soon as writing works again.
 
-`off` logs nothing; `error`, `warning`, `info` and `debug` are structlog's; `trace` lets everything through, which is what `debug`
-does as long as nothing is logged below it.
+`off` logs nothing; `error`, `warning`, `info` and `debug` are structlog's; `trace` lets everything through, which is
+what `debug` does as long as nothing is logged below it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Puts the registry together, and takes it down again in order.
 
-Up: log, archive (lock, sweep, read), registry, services, and last the port, so that whoever can connect is served. Down, on SIGTERM or
-SIGINT: the directory is told, health says NOT_SERVING, watches end, nothing new is accepted, running calls may finish for
-a while, number ceilings are written back, the lock goes. A second signal ends it at once. SIGHUP reads certificates and tokens again.
+Up: log, archive (lock, sweep, read), registry, services, and last the port, so that whoever can connect is served.
+Down, on SIGTERM or SIGINT: the directory is told, health says NOT_SERVING, watches end, nothing new is accepted,
+running calls may finish for a while, number ceilings are written back, the lock goes. A second signal ends it at once.
+SIGHUP reads certificates and tokens again.
 """
 
 from __future__ import annotations
@@ -89,10 +90,11 @@ async def serve(
 ) -> None:
     """Serve until *stop* is set. Several may run in one process, each on its own directory.
 
-    *task_status* is told the port when calls can come; *credentials* are those of *settings*, where somebody else renews them.
+    *task_status* is told the port when calls can come; *credentials* are those of *settings*, where somebody else
+    renews them.
 
     Raises:
-        StartupError: the archive directory or the address can't be used, or the archive failed meanwhile; see its kinds.
+        StartupError: the archive directory or the address can't be used, or the archive failed; see its kinds.
     """
     credentials = credentials or Credentials(settings, logger)
     for caution in settings.cautions:
@@ -162,7 +164,8 @@ async def serve(
         gc.unfreeze()
     if archive.threads.failed.is_set():
         raise ArchiveUncertain(
-            f"stopped, as what is on disk in {str(settings.archive_dir)!r} isn't known any more: look at the disk, then start again"
+            f"stopped, as what is on disk in {str(settings.archive_dir)!r} isn't known any more: "
+            "look at the disk, then start again"
         )
     logger.info("stopped")
 

@@ -1,11 +1,11 @@
 """Every option of the registry, once: name, environment variable, default, meaning.
 
-`Settings` is the table: each of its fields is an option and carries what the command line, the README and the tests need to
-know of it; `OPTIONS` lists the same in order. Names and variables are those of ``cogment services model_registry``, where it
-has the option.
+`Settings` is the table: each of its fields is an option and carries what the command line, the README and the tests
+need to know of it; `OPTIONS` lists the same in order. Names and variables are those of ``cogment services
+model_registry``, where it has the option.
 
-Values arrive as text and pass the same conversion whichever way they came. A flag goes before a variable, a variable before
-the default; an empty variable is the same as none, as it is for the program this one replaces.
+Values arrive as text and pass the same conversion whichever way they came. A flag goes before a variable, a variable
+before the default; an empty variable is the same as none, as it is for the program this one replaces.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ LogFormat = Literal["text", "json"]
 LOG_LEVELS: tuple[LogLevel, ...] = ("off", "error", "warning", "info", "debug", "trace")
 LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 
-# gRPC clients refuse messages over 4 MiB unless told otherwise, and the documented default of sent_version_chunk_size is more.
-# While the option is left alone, what is sent stays a page below: room for the framing, and reads stay page-aligned.
+# gRPC clients refuse messages over 4 MiB unless told otherwise, and the documented default of sent_version_chunk_size
+# is more. While the option is left alone, what is sent stays a page below: room for the framing, and reads stay
+# page-aligned.
 DOCUMENTED_CHUNK_BYTES = 5 * 1024 * 1024
 ACCEPTABLE_CHUNK_BYTES = 4 * 1024 * 1024 - 4096
 
@@ -47,9 +48,9 @@ class InvalidOption(Exception):
 class Option:
     """What there is to know of one option.
 
-    *convert* makes a value of the text that the user gave, or raises ValueError saying what is allowed, in words that can
-    follow "is not". *metavar* stands for the value in the help. A *switch* may be given without a value, which means yes.
-    A *secret*'s value is never shown.
+    *convert* makes a value of the text that the user gave, or raises ValueError saying what is allowed, in words that
+    can follow "is not". *metavar* stands for the value in the help. A *switch* may be given without a value, which
+    means yes. A *secret*'s value is never shown.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Option:
         return tuple(dict.fromkeys((f"--{self.name}", f"--{self.name.replace('_', '-')}")))
 
     def read(self, text: str, source: str) -> object:
-        """Return the value that *text* stands for; *source* is the flag or variable it came by. Raises InvalidOption."""
+        """The value that *text* stands for; *source* is the flag or variable it came by. Raises InvalidOption."""
         try:
             return self.convert(text)
         except ValueError as error:
@@ -145,7 +146,7 @@ def _optional_file(text: str) -> Path | None:
 
 
 def _host(text: str) -> str:
-    """A host name (RFC 1123, and underscores, which containers' names have) or an address, IPv6 with or without brackets."""
+    """A host name (RFC 1123, and underscores, which containers' have) or an address, IPv6 with or without brackets."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
         return str(ipaddress.ip_address(bare))
@@ -210,7 +211,7 @@ def _properties(text: str) -> tuple[tuple[str, str], ...]:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The options' values. `Settings.read` makes them from flags and variables; called directly, for tests and embedding."""
+    """The options' values. `Settings.read` makes them from flags and variables; tests and embedders call it as it is."""
 
     port: int = _option(
         env="COGMENT_MODEL_REGISTRY_PORT",
@@ -267,7 +268,8 @@ class Settings:
         default=0,
         default_text="0",
         convert=_number(0, _MAX_COUNT),
-        meaning="How much of what is stored is read again each second, to find damage on the disk early. 0 reads none of it.",
+        meaning="How much of what is stored is read again each second, to find damage on the disk early. 0 reads "
+        "none of it.",
     )
     sent_version_chunk_size: int = _option(
         env="COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
@@ -275,8 +277,8 @@ class Settings:
         default=DOCUMENTED_CHUNK_BYTES,
         default_text=str(DOCUMENTED_CHUNK_BYTES),
         convert=_number(1, _MAX_CHUNK_BYTES),
-        meaning="Largest chunk of version data sent. While it isn't set, messages also stay under 4 MiB, the most that gRPC "
-        "clients accept by default; set, it is obeyed.",
+        meaning="Largest chunk of version data sent. While it isn't set, messages also stay under 4 MiB, the most "
+        "that gRPC clients accept by default; set, it is obeyed.",
     )
     upload_buffer_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
@@ -300,7 +302,8 @@ class Settings:
         default=4 * 1024 * 1024,
         default_text="4194304",
         convert=_number(1024, 1024 * 1024 * 1024),
-        meaning="Largest message accepted, decompressed. Those with a version's data aren't counted: they are never held as a whole.",
+        meaning="Largest message accepted, decompressed. Those with a version's data aren't counted: they are never "
+        "held as a whole.",
     )
     max_header_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",
@@ -308,7 +311,8 @@ class Settings:
         default=16 * 1024,
         default_text="16384",
         convert=_number(1024, 1024 * 1024),
-        meaning="Most that a call's headers, metadata among them, may take. Clients are told; more ends the connection.",
+        meaning="Most that a call's headers, metadata among them, may take. Clients are told; more ends the "
+        "connection.",
     )
     max_connections: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CONNECTIONS",
@@ -316,8 +320,8 @@ class Settings:
         default=1024,
         default_text="1024",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many connections there may be at once, and never more than half of the files that may be open (ulimit -n). "
-        "Further ones wait.",
+        meaning="How many connections there may be at once, and never more than half of the files that may be open "
+        "(ulimit -n). Further ones wait.",
     )
     max_concurrent_streams: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
@@ -325,7 +329,8 @@ class Settings:
         default=4096,
         default_text="4096",
         convert=_number(1, 2**31 - 1),
-        meaning="How many calls, watches among them, may run at once on one connection. Clients are told, and wait; more are refused.",
+        meaning="How many calls, watches among them, may run at once on one connection. Clients are told, and wait; "
+        "more are refused.",
     )
     handshake_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
@@ -333,7 +338,8 @@ class Settings:
         default=10,
         default_text="10",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many seconds a client has for the handshakes of TLS and HTTP/2, and for the rest of each frame but of data.",
+        meaning="How many seconds a client has for the handshakes of TLS and HTTP/2, and for the rest of each frame "
+        "but of data.",
     )
     idle_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
@@ -341,7 +347,8 @@ class Settings:
         default=1800,
         default_text="1800",
         convert=_number(1, _MAX_COUNT),
-        meaning="After how many seconds without a call a client is asked to close its connection; its next call opens another.",
+        meaning="After how many seconds without a call a client is asked to close its connection; its next call "
+        "opens another.",
     )
     authentication_token_file: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
@@ -349,7 +356,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_optional_file,
-        meaning="File of the tokens that calls need, one a line after read-write or read-only. Without it, everybody may call.",
+        meaning="File of the tokens that calls need, one a line after read-write or read-only. Without it, everybody "
+        "may call.",
     )
     tls_certificate: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
@@ -413,7 +421,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_token,
-        meaning="Token recorded in the directory: those who ask it for this registry need the same. Best given as the variable.",
+        meaning="Token recorded in the directory: those who ask it for this registry need the same. Best given as "
+        "the variable.",
         secret=True,
     )
     directory_registration_host: str | None = _option(
@@ -469,7 +478,8 @@ class Settings:
         if self.authentication_token_file is not None:
             if self.tls_certificate is None and not _is_loopback(self.host):
                 cautions.append(
-                    f"listening on {self.host}, beyond this machine, without TLS: tokens and models can be read on their way"
+                    f"listening on {self.host}, beyond this machine, without TLS: tokens and models can be read on "
+                    "their way"
                 )
         elif self.tls_client_ca is None and not _is_loopback(self.host):
             cautions.append(
@@ -483,8 +493,8 @@ class Settings:
             )
         if self.directory_endpoint is not None and self.tls_client_ca is not None:
             cautions.append(
-                "registering with the directory, but clients need a certificate: a directory whose health check shows none "
-                "will drop the registration each time"
+                "registering with the directory, but clients need a certificate: a directory whose health check "
+                "shows none will drop the registration each time"
             )
         return tuple(cautions)
 

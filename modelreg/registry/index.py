@@ -11,7 +11,8 @@ from modelreg.registry.records import VersionInfo
 class VersionIndex:
     """The versions of one model that can be had now.
 
-    Versions are added in order of their numbers. Finding one is O(1) by number or from the end, O(log n) by what comes after a number.
+    Versions are added in order of their numbers. Finding one is O(1) by number or from the end, O(log n) by what comes
+    after a number.
     """
 
     def __init__(self, versions: Iterable[VersionInfo] = ()) -> None:

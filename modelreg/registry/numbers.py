@@ -1,11 +1,12 @@
 """Version numbers: from 1, rising by one, none ever given twice, whatever happens in between.
 
-A stored version's number is durable with its sidecar. A transient version leaves nothing on disk, so before it gets a number a
-whole block of them is reserved, with one durable write of the model's *number ceiling*; a clean shutdown takes back what is left of the
-block. After a crash numbers go on above the ceiling: a gap is fine, a number used again is not.
+A stored version's number is durable with its sidecar. A transient version leaves nothing on disk, so before it gets a
+number a whole block of them is reserved, with one durable write of the model's *number ceiling*; a clean shutdown takes
+back what is left of the block. After a crash numbers go on above the ceiling: a gap is fine, a number used again is
+not.
 
-Versions become visible in order of their numbers, each as soon as all lower ones are there or have failed. Somebody who follows a
-model by "what comes after N" would otherwise miss the one that took longer.
+Versions become visible in order of their numbers, each as soon as all lower ones are there or have failed. Somebody who
+follows a model by "what comes after N" would otherwise miss the one that took longer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 from modelreg.errors import ResourceExhausted
 from modelreg.storage.layout import HIGHEST_NUMBER
 
-# One durable write of a couple of milliseconds for so many transient versions; also the longest gap that a crash leaves.
+# One durable write, a couple of milliseconds, for so many transient versions; also the longest gap after a crash.
 BLOCK = 100
 
 
@@ -43,7 +44,10 @@ class VersionNumbers:
         return self._highest < self.ceiling
 
     def next_ceiling(self) -> int:
-        """The ceiling to write before the next number goes to a transient version. Raises ResourceExhausted as :meth:`take` does."""
+        """The ceiling to write before the next number goes to a transient version.
+
+        Raises ResourceExhausted as :meth:`take` does.
+        """
         self._check_left()
         return min(self._highest + BLOCK, HIGHEST_NUMBER)
 
@@ -69,7 +73,9 @@ class VersionNumbers:
             await self._under_way[number].wait()
 
     def settle(self, number: int, *, given: bool) -> None:
-        """A number's version is visible, or (not *given*) never will be; nobody has heard of it then, and it may be taken again."""
+        """A number's version is visible, or (not *given*) never will be; nobody has heard of it then, and it may be
+        taken again.
+        """
         del self._under_way[number]
         if not given and number == self._highest:
             self._highest -= 1

@@ -53,8 +53,9 @@ class Statistics:
 class Registry:
     """Models and their versions; made by :func:`open_registry` only.
 
-    Every method raises InvalidArgument for what isn't a model id, NotFound for a model or version that isn't there, and, where it writes,
-    ResourceExhausted, StorageFailed or Unavailable as :class:`~modelreg.storage.threads.Threads` does.
+    Every method raises InvalidArgument for what isn't a model id, NotFound for a model or version that isn't there,
+    and, where it writes, ResourceExhausted, StorageFailed or Unavailable as :class:`~modelreg.storage.threads.Threads`
+    does.
     """
 
     def __init__(
@@ -163,7 +164,8 @@ class Registry:
         """
         model = self._model(header.model_id)
         if self._max_version_bytes and header.size > self._max_version_bytes:
-            msg = f"a version of {header.size} bytes is larger than --max_version_bytes allows, which is {self._max_version_bytes}"
+            allowed = f"--max_version_bytes allows, which is {self._max_version_bytes}"
+            msg = f"a version of {header.size} bytes is larger than {allowed}"
             raise ResourceExhausted(msg)
         if header.stored:
             async with self._archive.incoming(header.size) as storing:
@@ -199,9 +201,11 @@ class Registry:
             yield await open_blob(version, self._archive, stack)
 
     def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
-        """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become available.
+        """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become
+        available.
 
-        What it returns raises, besides what all methods do, NotFound when the model is deleted, and Unavailable when the registry stops.
+        What it returns raises, besides what all methods do, NotFound when the model is deleted, and Unavailable when
+        the registry stops.
         """
         model = self._model(model_id)
         return self._watches.follow(model, lambda: model is self._models.get(model_id))

@@ -1,8 +1,8 @@
 """What became of uploads whose requests named themselves.
 
-A client that lost its connection can't know whether its upload was committed. If it sends the same request id again, it gets the
-version that came of the first one, and nothing is stored twice. A stored version's sidecar holds its request id, so that
-holds across a restart; after one, transient versions are gone, and publishing again is right.
+A client that lost its connection can't know whether its upload was committed. If it sends the same request id again, it
+gets the version that came of the first one, and nothing is stored twice. A stored version's sidecar holds its request
+id, so that holds across a restart; after one, transient versions are gone, and publishing again is right.
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ class RequestMemory:
             del self._versions[next(iter(self._versions))]
 
     def lock(self, request_id: str) -> trio.Lock:
-        """Held while a request is being committed, so that the same one, sent again meanwhile, waits for what comes of it."""
+        """Held while a request is committed, so that the same one, sent again meanwhile, waits for what comes of it."""
         return self._locks.setdefault(request_id, trio.Lock())

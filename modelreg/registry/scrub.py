@@ -33,7 +33,10 @@ async def scrub(
     bytes_per_second: int,
     logger: structlog.typing.FilteringBoundLogger,
 ) -> None:
-    """Hash each stored content, then all again, until cancelled. Damage shows as when a reader meets it: see :class:`BlobStore`."""
+    """Hash each stored content, then all again, until cancelled.
+
+    Damage shows as when a reader meets it: see :class:`BlobStore`.
+    """
     while True:
         seen: set[bytes] = set()
         size = damaged = 0

@@ -40,7 +40,8 @@ class Upload:
         await self._incoming.write(data)
 
     async def commit(self) -> VersionInfo:
-        """All bytes have come: give the version its number and make it available; a stored one is durable when this returns.
+        """All bytes have come: give the version its number and make it available; a stored one is durable when this
+        returns.
 
         Raises:
             InvalidArgument: they are fewer than announced, or have another hash.
@@ -52,7 +53,8 @@ class Upload:
         digest = await self._incoming.finish()
         if self._header.digest not in (None, digest):
             raise InvalidArgument(
-                "the data has another SHA-256 than data_hash announced: it was damaged on its way, or isn't what was hashed"
+                "the data has another SHA-256 than data_hash announced: "
+                "it was damaged on its way, or isn't what was hashed"
             )
         return await self._commit()
 
@@ -63,8 +65,8 @@ class VersionReader:
     Attributes:
         version: which it is.
         data: all of it; None where it's to be read from *fd*.
-        fd: a file descriptor whose bytes from 0 to ``version.size`` are the content. Before a part of it is given out, its end has to
-            go through :meth:`check`.
+        fd: a file descriptor whose bytes from 0 to ``version.size`` are the content. Before a part of it is given out,
+            its end has to go through :meth:`check`.
     """
 
     def __init__(

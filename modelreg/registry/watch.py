@@ -1,7 +1,7 @@
 """Who waits for new versions of a model.
 
-A watcher has no queue: it remembers the number it was at, and looks up in the index what comes after it. However slowly it
-reads, it costs nothing and holds up nobody.
+A watcher has no queue: it remembers the number it was at, and looks up in the index what comes after it. However slowly
+it reads, it costs nothing and holds up nobody.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Watches:
 
     Attributes:
         running: how many there are.
-        stopped: whether they end, and new ones, too, as the registry is about to close. Who sets it rings the models' bells.
+        stopped: whether they end, and new ones, too, as the registry is about to close. Whoever sets it rings the
+            models' bells.
     """
 
     def __init__(self) -> None:

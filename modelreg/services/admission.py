@@ -13,16 +13,16 @@ from modelreg.transport import Request
 # Methods that need a token which may write.
 WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
 
-# What a Directory calls, without a token, to see whether the registry still answers. Version tells nothing else; Status doesn't
-# either, as long as it isn't asked for anything, and looks for a token itself when it is.
+# What a Directory calls, without a token, to see whether the registry still answers. Version tells nothing else; Status
+# doesn't either, as long as it isn't asked for anything, and looks for a token itself when it is.
 HEALTH_CHECKS = frozenset({"Version", "Status"})
 
 
 def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
     """What the transport asks of each call: raises a gRPC status where it may not pass.
 
-    Where *tokens* gives some, all but health checks, gRPC's and a Directory's, need one. The registry's own calls pass only
-    while it's ready.
+    Where *tokens* gives some, all but health checks, gRPC's and a Directory's, need one. The registry's own calls pass
+    only while it's ready.
     """
 
     def admit(request: Request) -> None:

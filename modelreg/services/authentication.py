@@ -5,8 +5,8 @@ The token file holds one a line, after what it allows; empty lines and those tha
     read-write  GH670ploT…
     read-only   x1Tz…
 
-Clients send theirs as metadata, ``authentication-token: …`` or ``authorization: Bearer …`` (RFC 6750, section 2.1). Tokens are kept, and compared in constant
-time, as hashes: none can reach a log or a message.
+Clients send theirs as metadata, ``authentication-token: …`` or ``authorization: Bearer …`` (RFC 6750, section 2.1).
+Tokens are kept, and compared in constant time, as hashes: none can reach a log or a message.
 """
 
 from __future__ import annotations

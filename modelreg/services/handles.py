@@ -1,11 +1,11 @@
 """Page handles: where the next page of a list starts.
 
-They're opaque to clients, but some values are documented: after models, the offset reached; after versions, the last number
-returned + 1, or the handle given where none was returned (``"0"`` for none given). A handle is never empty, as existing clients go on until a
-page is short, and an empty handle would send them back to the first.
+They're opaque to clients, but some values are documented: after models, the offset reached; after versions, the last
+number returned + 1, or the handle given where none was returned (``"0"`` for none given). A handle is never empty, as
+existing clients go on until a page is short, and an empty handle would send them back to the first.
 
-A page of versions asked for by number needs its place in the request. Where numbers are positive and each is asked for once, the documented
-value tells it; else, in a request for a page, ``@`` and the place are added to it.
+A page of versions asked for by number needs its place in the request. Where numbers are positive and each is asked for
+once, the documented value tells it; else, in a request for a page, ``@`` and the place are added to it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def place_among(numbers: Sequence[int], handle: str) -> int:
 
 
 def after_numbers(page: Sequence[VersionInfo], asked: Sequence[int], place: int, handle: str) -> str:
-    """The handle after a page, up to *place*, of the versions asked for by these numbers, of which some may be negative."""
+    """The handle after a page, up to *place*, of the versions asked for by these numbers, some perhaps negative."""
     ambiguous = min(asked) < 0 or len(set(asked)) < len(asked)
     return f"{page[-1].number + 1}@{place}" if page and ambiguous else after_versions(page, handle)
 

@@ -63,7 +63,9 @@ class HealthServicer(HealthServicerBase):
     async def List(self, message: api.HealthListRequest) -> api.HealthListResponse:
         return api.HealthListResponse(statuses={name: self._response(name) for name in self._known})
 
-    async def Watch(self, message: api.HealthCheckRequest) -> AsyncGenerator[Response, None]:  # type: ignore[override]  # purerpc's stubs have no streams
+    async def Watch(  # type: ignore[override]  # purerpc's stubs have no streams
+        self, message: api.HealthCheckRequest
+    ) -> AsyncGenerator[Response, None]:
         told = None
         while True:
             response = self._response(message.service)

@@ -31,7 +31,10 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
 
 
 def upload_header(message: api.ModelVersionInfo, metadata: Iterable[tuple[str, str | bytes]]) -> UploadHeader:
-    """What an upload's header and its call's metadata say. Raises InvalidArgument for a hash or request id that can't be one."""
+    """What an upload's header and its call's metadata say.
+
+    Raises InvalidArgument for a hash or request id that can't be one.
+    """
     return UploadHeader(
         model_id=message.model_id,
         stored=message.archived,

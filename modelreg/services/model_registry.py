@@ -128,7 +128,9 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                     await reader.check(end)
                     yield FileMessage(data_chunk_prefix(end - start), reader.fd, start, end - start)
 
-    async def VersionUpdate(self, message: api.VersionUpdateRequest) -> AsyncGenerator[api.VersionUpdateReply, None]:  # type: ignore[override]  # purerpc's stubs have no streams
+    async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
+        self, message: api.VersionUpdateRequest
+    ) -> AsyncGenerator[api.VersionUpdateReply, None]:
         async with aclosing(self._registry.watch(message.model_id)) as versions:
             async for version in versions:
                 yield api.VersionUpdateReply(version_info=version_message(version))
@@ -143,7 +145,9 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             versions=[common_pb2.VersionInfo.Version(name=name, version=version) for name, version in versions.items()]
         )
 
-    async def Status(self, message: common_pb2.StatusRequest, request: Request) -> common_pb2.StatusReply:  # type: ignore[override]  # as above
+    async def Status(  # type: ignore[override]  # purerpc passes the request on to whoever names it
+        self, message: common_pb2.StatusRequest, request: Request
+    ) -> common_pb2.StatusReply:
         if not message.names:
             return common_pb2.StatusReply()
         if (tokens := self._tokens()) is not None:

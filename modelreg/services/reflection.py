@@ -86,7 +86,9 @@ def _add_files(response: Any, file: FileDescriptor) -> None:
 
 
 def _serialized(file: FileDescriptor) -> bytes:
-    """The file's descriptor, with the JSON names of fields, which protoc leaves out for Python. grpcurl prints fields by them."""
+    """The file's descriptor, with the JSON names of fields, which protoc leaves out for Python. grpcurl prints fields
+    by them.
+    """
     proto = FileDescriptorProto.FromString(file.serialized_pb)
     for message in proto.message_type:
         _add_json_names(message, file.message_types_by_name[message.name])

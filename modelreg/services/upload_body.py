@@ -5,8 +5,9 @@ A chunk of data is, on the wire::
     0x12  length of Body  |  0x0a  length of data_chunk  |  data_chunk
     (CreateVersionRequestChunk.body)   (Body.data_chunk)
 
-After these two tags and lengths every byte is data, handed on as it comes. A message of any other form (a header; no data; fields twice,
-unknown or in another order) is collected and parsed by protobuf. Both ways give the same on every valid encoding.
+After these two tags and lengths every byte is data, handed on as it comes. A message of any other form (a header; no
+data; fields twice, unknown or in another order) is collected and parsed by protobuf. Both ways give the same on every
+valid encoding.
 
 Encoding: https://protobuf.dev/programming-guides/encoding/
 """

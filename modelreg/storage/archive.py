@@ -1,7 +1,7 @@
 """The archive that a running server holds: content and records, written durably.
 
-A store is: the content into a temporary file (``writers.py``), made durable under its hash (``blobs.py``), then the sidecar, made durable
-under its number. Only after that does anybody hear of the version.
+A store is: the content into a temporary file (``writers.py``), made durable under its hash (``blobs.py``), then the
+sidecar, made durable under its number. Only after that does anybody hear of the version.
 """
 
 from __future__ import annotations
@@ -139,7 +139,10 @@ class Archive:
         await self.threads.file(sidecars.write_model, self._layout, record)
 
     async def delete_model(self, model_id: str) -> None:
-        """Delete a model's records: all at once, by moving its directory away. Its blobs are the caller's to release."""
+        """Delete a model's records: all at once, by moving its directory away.
+
+        Its blobs are the caller's to release.
+        """
         await self.threads.file(self._delete_model, model_id)
 
     def _delete_model(self, model_id: str) -> None:

@@ -1,11 +1,11 @@
 """Content-addressed blobs: each content lies once, under its SHA-256, for as long as anybody refers to it.
 
-**References.** A stored version, a transient version of the same content, a reader and a commit each hold one. The blob goes
-when the last one does. A commit that comes while the blob is on its way out waits, and then stores it again.
+**References.** A stored version, a transient version of the same content, a reader and a commit each hold one. The blob
+goes when the last one does. A commit that comes while the blob is on its way out waits, and then stores it again.
 
-**Trust.** What this process wrote or has read through since it started is known to be sound, for as long as the file's inode,
-size and change time stay as they were. Everything else is hashed again while it's read, in a thread, and the last piece is
-only given out when the hash is right.
+**Trust.** What this process wrote or has read through since it started is known to be sound, for as long as the file's
+inode, size and change time stay as they were. Everything else is hashed again while it's read, in a thread, and the
+last piece is only given out when the hash is right.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class BlobStore:
             self.bytes += size
 
     async def retain_for_commit(self, digest: bytes, size: int) -> None:
-        """Add a reference for somebody who is about to install the blob; one that's on its way out is gone when this returns."""
+        """Add a reference for whoever is about to install the blob; one on its way out is gone when this returns."""
         while digest in self._leaving:
             await self._leaving[digest].wait()
         self.retain(digest, size)
@@ -116,7 +116,10 @@ class BlobStore:
             self.bytes -= size
 
     async def collect(self) -> None:
-        """Delete the blobs that nobody refers to any more. One that can't be deleted is the next boot's to deal with, and nobody's failure."""
+        """Delete the blobs that nobody refers to any more.
+
+        One that can't be deleted is the next boot's to deal with, and nobody's failure.
+        """
         gone = {
             digest for digest in self._unreferenced if digest not in self._references and digest not in self._leaving
         }
@@ -146,8 +149,9 @@ class BlobStore:
     # What follows blocks: it's for a thread.
 
     def install(self, temporary: Path, digest: bytes, size: int) -> None:
-        """Give a sealed temporary file, known to hold this content, its name. Content that's there already isn't stored twice, but
-        made durable, as its first writer may not have come to that; damaged content goes to quarantine and is replaced.
+        """Give a sealed temporary file, known to hold this content, its name. Content that's there already isn't stored
+        twice, but made durable, as its first writer may not have come to that; damaged content goes to quarantine and
+        is replaced.
 
         Raises:
             OSError, durable.DirectorySyncError: see there. The temporary file may be left.
@@ -179,8 +183,8 @@ class BlobStore:
     def _heal(self, temporary: Path, final: Path, digest: bytes, found: Fingerprint | None) -> bool:
         """Put a sealed file in the place of a damaged blob that looked like *found*, and keep that in quarantine.
 
-        False where it looks different now: another upload has healed it, and what's good must not go to quarantine. The name never
-        lacks a file meanwhile, as a blob that somebody else healed a moment ago must outlive a power cut.
+        False where it looks different now: another upload has healed it, and what's good must not go to quarantine. The
+        name never lacks a file meanwhile, as a blob that somebody else healed a moment ago must outlive a power cut.
         """
         with self._healing:
             if _fingerprint(final) != found:

@@ -1,4 +1,4 @@
-"""A content's SHA-256 as text, the way that Cogment's API and archives have it: in base64 (RFC 4648, section 4), 44 characters."""
+"""A content's SHA-256 as text, as Cogment's API and archives have it: base64 (RFC 4648, section 4), 44 characters."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """The few functions that sync, link and rename; nothing else in the project does.
 
-What each promises holds after a power cut: measured on ext4 and xfs, a rename alone leaves the final name with no bytes,
-fsync of the file alone leaves only the temporary name, and only both the file's and the directory's fsync leave the data.
+What each promises holds after a power cut: measured on ext4 and xfs, a rename alone leaves the final name with no
+bytes, fsync of the file alone leaves only the temporary name, and only both the file's and the directory's fsync leave
+the data.
 
 An fsync is never tried twice. After a failed one the kernel may drop the data and report success the next time
-(https://lwn.net/Articles/752063/), so a file whose fsync failed is abandoned, and a directory whose fsync failed ends the
-server: what the disk holds isn't known any more, and the next boot reads it again.
+(https://lwn.net/Articles/752063/), so a file whose fsync failed is abandoned, and a directory whose fsync failed ends
+the server: what the disk holds isn't known any more, and the next boot reads it again.
 
 All of this blocks: it runs in worker threads.
 """
@@ -23,7 +24,10 @@ RECORD_MODE = 0o640
 
 
 class DirectorySyncError(Exception):
-    """A directory's fsync failed: whether the change in it is durable isn't known. The archive must not be written any further."""
+    """A directory's fsync failed: whether the change in it is durable isn't known.
+
+    The archive must not be written any further.
+    """
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
@@ -60,7 +64,10 @@ def _changing(*directories: Path) -> Iterator[None]:
 
 
 def _close_synced(fd: int) -> None:
-    """Close a directory. What its fsync has said stands: a complaint that comes now must not undo, for the caller, what is durable."""
+    """Close a directory.
+
+    What its fsync has said stands: a complaint that comes now must not undo, for the caller, what is durable.
+    """
     with contextlib.suppress(OSError):
         os.close(fd)
 
@@ -122,7 +129,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def replace(temporary: Path, final: Path) -> None:
-    """Put a sealed file in the place of another, durably: at any moment the name holds the old or the new one, whole."""
+    """Put a sealed file in another's place, durably: at any moment the name holds the old or the new one, whole."""
     with _changing(final.parent):
         temporary.replace(final)
 
@@ -146,7 +153,10 @@ def make_directory(path: Path) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Create a directory and those above it that are missing, durably. Of one that exists nothing is said: it may be somebody else's."""
+    """Create a directory and those above it that are missing, durably.
+
+    Of one that exists nothing is said: it may be somebody else's.
+    """
     missing = [parent for parent in (path, *path.parents) if not parent.is_dir()]
     for directory in reversed(missing):
         make_directory(directory)

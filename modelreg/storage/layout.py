@@ -12,11 +12,11 @@
       tmp/                         files being written, deleted models on their way out; emptied at boot
       quarantine/                  what boot could not read, kept for a person, never served
 
-**Encoded ids.** A model id is any text of up to 512 bytes of UTF-8, its directory's name has to be safe on every file system,
-those that fold case or normalise Unicode included. Lower-case letters, digits, ``_``, ``-`` and inner dots stand for
-themselves; an upper-case letter becomes ``!`` and its lower-case form; every other byte becomes ``%xx``. A result longer than
-:data:`LONGEST_PLAIN_NAME` becomes its first 64 characters, ``~`` and the SHA-256 of the id: such a name is reversed by the record in the
-directory, which holds the id in full.
+**Encoded ids.** A model id is any text of up to 512 bytes of UTF-8, its directory's name has to be safe on every file
+system, those that fold case or normalise Unicode included. Lower-case letters, digits, ``_``, ``-`` and inner dots
+stand for themselves; an upper-case letter becomes ``!`` and its lower-case form; every other byte becomes ``%xx``. A
+result longer than :data:`LONGEST_PLAIN_NAME` becomes its first 64 characters, ``~`` and the SHA-256 of the id: such a
+name is reversed by the record in the directory, which holds the id in full.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def encode_id(model_id: str) -> str:
 
 
 def decode_id(name: str) -> str | None:
-    """The model id behind a directory's name; None for one that's too long to be reversed, or that isn't an encoded id."""
+    """The model id behind a directory's name; None for one too long to be reversed, or that isn't an encoded id."""
     try:
         text = re.sub(r"!([a-z])", lambda match: match[1].upper(), name).encode()
         model_id = re.sub(rb"%([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), text).decode()

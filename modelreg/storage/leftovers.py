@@ -1,4 +1,4 @@
-"""What lies in an archive and is of no use: blobs that nothing refers to, and what unfinished work has left in ``tmp/``.
+"""What lies in an archive and is of no use: blobs that nothing refers to, and what unfinished work has left.
 
 A boot empties ``tmp/`` and deletes such blobs after a day. This is for whoever can't wait.
 """
@@ -46,7 +46,8 @@ def open_leftovers(path: Path) -> Iterator[Leftovers]:
     Raises:
         ArchiveInUse: a server has it.
         ForeignArchive: it's something else.
-        ArchiveUnusable: there's no archive there, it can't be read, or there are records whose blobs can't be told, as they can't be read.
+        ArchiveUnusable: there's no archive there, it can't be read, or there are records whose blobs can't be told, as
+            they can't be read.
     """
     layout = Layout(path)
     try:
@@ -79,8 +80,8 @@ def _unreferenced_blobs(layout: Layout) -> Iterator[Leftover]:
         model = inspection.inspect_model(directory, _ignore)
         if model.bad:
             msg = (
-                f"{model.directory.name!r} in the archive has records that can't be read, so that no blob can be told from one that "
-                "nothing refers to: run modelreg verify first"
+                f"{model.directory.name!r} in the archive has records that can't be read, so that no blob can be told "
+                "from one that nothing refers to: run modelreg verify first"
             )
             raise ArchiveUnusable(msg)
         wanted.update(version.sha256 for version in model.versions)

@@ -1,7 +1,8 @@
 """What boot does with an archive directory, before anybody else touches it: lock it, sweep it, read it.
 
-Bad records go to ``quarantine/`` with a line in the log, and never stop the boot; what isn't known is left alone. A number, once
-given, stays given: that of a record in quarantine counts as well. All of this blocks: it runs in a worker thread.
+Bad records go to ``quarantine/`` with a line in the log, and never stop the boot; what isn't known is left alone. A
+number, once given, stays given: that of a record in quarantine counts as well. All of this blocks: it runs in a worker
+thread.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Logger = structlog.typing.FilteringBoundLogger
 # How long a blob may lie around that nothing refers to, in seconds.
 ORPHAN_AGE = 24 * 60 * 60
 
-# A lost model record takes the number ceiling with it. Transient versions may have been given any number of numbers above the
-# stored ones, so that many are skipped.
+# A lost model record takes the number ceiling with it. Transient versions may have been given any number of numbers
+# above the stored ones, so that many are skipped.
 NUMBERS_SKIPPED = 1_000_000
 
 
@@ -117,7 +118,8 @@ def _take_lock(fd: int, layout: Layout) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        msg = f"the archive directory {str(layout.root)!r} is in use by {holder(layout)}: stop that server, or choose another --archive_dir"
+        where = f"the archive directory {str(layout.root)!r}"
+        msg = f"{where} is in use by {holder(layout)}: stop that server, or choose another --archive_dir"
         raise ArchiveInUse(msg) from None
     with contextlib.suppress(OSError):  # it's for people only: a full disk can be served, and versions deleted from it
         os.ftruncate(fd, 0)
@@ -148,13 +150,17 @@ def _refuse_foreign(layout: Layout) -> None:
             msg = f"{where} belongs to {name!r}: choose another --archive_dir"
             raise ForeignArchive(msg)
         if version != FORMAT_VERSION:
-            msg = f"{where} has format {version}, this program knows format {FORMAT_VERSION}: use the modelreg that wrote it"
+            ours = f"this program knows format {FORMAT_VERSION}"
+            msg = f"{where} has format {version}, {ours}: use the modelreg that wrote it"
             raise ArchiveUnusable(msg)
         return
     # A first start that was killed has made some of our directories, and the FORMAT file last.
     names = {entry.name for entry in os.scandir(layout.root)}
     if cogment.model_directories(layout.root):
-        msg = f"{where} was written by the Cogment Model Registry: import it into another --archive_dir by modelreg import-archive"
+        msg = (
+            f"{where} was written by the Cogment Model Registry: "
+            "import it into another --archive_dir by modelreg import-archive"
+        )
         raise ForeignArchive(msg)
     # mkfs makes lost+found: the root of a new ext4 volume has it.
     if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine", "lost+found"}):
@@ -287,8 +293,8 @@ def _forget(layout: Layout, directory: Path, logger: Logger) -> None:
 def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) -> set[bytes]:
     """Compare the blobs with the sidecars: tell of what's damaged, delete what nothing has referred to for a day.
 
-    Of what nothing refers to, a record in quarantine, or one that ought to be there, may be the last to tell: as long as there's one,
-    nothing is deleted.
+    Of what nothing refers to, a record in quarantine, or one that ought to be there, may be the last to tell: as long
+    as there's one, nothing is deleted.
     """
     wanted = {version.sha256: version.size for model in models for version in model.versions}
     oldest = time.time() - ORPHAN_AGE

@@ -1,7 +1,7 @@
 """The records on disk: small JSON files, one a model and one a stored version, to and from attrs classes by cattrs.
 
-Their fields are the archive's format (``FORMAT`` version 1): a field may be added with a default, none may change its meaning.
-Fields that aren't known are ignored, so that a note made by hand harms nothing.
+Their fields are the archive's format (``FORMAT`` version 1): a field may be added with a default, none may change its
+meaning. Fields that aren't known are ignored, so that a note made by hand harms nothing.
 """
 
 from __future__ import annotations

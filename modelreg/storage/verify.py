@@ -1,8 +1,9 @@
 """Looks at all of an archive: every record is read, and every blob hashed, from the disk itself.
 
-With the lock, nothing changes meanwhile. Beside a running server it's enough to know the order in which that one works: a blob is
-there before its sidecar and goes after it, records and blobs appear and vanish whole, and neither is changed in place. So what seems wrong is
-damage only if what makes it wrong has been there all the time; else it's looked at again.
+With the lock, nothing changes meanwhile. Beside a running server it's enough to know the order in which that one works:
+a blob is there before its sidecar and goes after it, records and blobs appear and vanish whole, and neither is changed
+in place. So what seems wrong is damage only if what makes it wrong has been there all the time; else it's looked at
+again.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Report:
     # Those that were hashed, and their bytes.
     blobs: int
     bytes: int
-    # Blobs that nothing refers to, and files in tmp/, for ``gc``; not counted beside a running server, which is busy with them.
+    # Blobs that nothing refers to, and files in tmp/, for ``gc``; not counted beside a running server, which is busy
+    # with them.
     leftovers: int
     # What's in quarantine now.
     quarantined: int
@@ -67,7 +69,8 @@ class Report:
 
 
 def verify(layout: Layout, *, repair: bool = False) -> Report:
-    """Look at all of an archive. *repair* moves what is damaged to quarantine, as the next boot would; content that is stored again heals then.
+    """Look at all of an archive. *repair* moves what is damaged to quarantine, as the next boot would; content that is
+    stored again heals then.
 
     Raises:
         ArchiveInUse: it's to be repaired, and a server has it.
@@ -149,7 +152,8 @@ class _Verification:
             model = inspection.inspect_model(directory, self._note_unknown)
             if not self._read_only or (model.record is not None and not model.bad):
                 break
-            # The record is read first: a model that was made just then has sidecars and seems to have none. And what's deleted goes whole.
+            # The record is read first: a model that was made just then has sidecars and seems to have none. And what's
+            # deleted goes whole.
             if not directory.is_dir():
                 return None
         return None if model.unfinished else model

@@ -1,8 +1,8 @@
 """How much a peer may ask of the server, and the meter that tells work from abuse.
 
-Every bound of the transport is a field of `Limits`, so that an operator's option and a test can both set it. `Meter` is a
-token bucket: a burst, refilled with time, and topped up by work that justifies more (a peer that is sent a lot of DATA
-has to send a lot of WINDOW_UPDATE).
+Every bound of the transport is a field of `Limits`, so that an operator's option and a test can both set it. `Meter` is
+a token bucket: a burst, refilled with time, and topped up by work that justifies more (a peer that is sent a lot of
+DATA has to send a lot of WINDOW_UPDATE).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class Limits:
     """Running handlers of one connection; further streams get REFUSED_STREAM. A watch is a running handler."""
 
     max_message_bytes: int = attrs.field(default=4 * MIB, validator=attrs.validators.gt(0))
-    """One message, after decompression. Methods with a `MessageDecoder` have no such limit: they never hold a message."""
+    """One message, after decompression.
+
+    Methods with a `MessageDecoder` have no such limit: they never hold a message.
+    """
 
     max_header_bytes: int = attrs.field(default=16 * KIB, validator=attrs.validators.gt(0))
     """One header block, both as it is sent (over all CONTINUATIONs) and as it is decoded."""
@@ -61,7 +64,9 @@ class Limits:
 
 
 class Meter:
-    """A token bucket. `take` says whether one more is fine; it never is again once the peer is beyond its burst and its rate."""
+    """A token bucket. `take` says whether one more is fine; it never is again once the peer is beyond its burst and its
+    rate.
+    """
 
     __slots__ = ("_burst", "_rate", "_since", "_tokens")
 

@@ -42,8 +42,10 @@ class Server:
     Arguments:
       services: purerpc `Service` objects.
       limits: the bounds of the server.
-      streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf there.
-      admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is raised.
+      streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf
+        there.
+      admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is
+        raised.
       logger: takes errors with their traceback; a structlog or standard logger.
     """
 
