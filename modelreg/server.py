@@ -246,8 +246,12 @@ def _limits(settings: Settings, logger: Logger) -> Limits:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files // 2 < connections:
         connections = max(1, files // 2)
-        log = logger.warning if "max_connections" in settings.given else logger.info
-        log("fewer connections than --max_connections, as few files may be open", connections=connections, files=files)
+        if "max_connections" in settings.given:
+            logger.warning(
+                "fewer connections than --max_connections, as too few files may be open (ulimit -n)",
+                connections=connections,
+                files=files,
+            )
     return Limits(
         max_connections=connections,
         max_concurrent_streams=settings.max_concurrent_streams,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 
 from modelreg import server
@@ -85,6 +87,19 @@ async def test_a_port_that_one_address_lacks_is_not_chosen(monkeypatch: pytest.M
         await server._listen("127.0.0.1", port)
     assert tried == [port]
     await listener.aclose()
+
+
+@pytest.mark.parametrize("files", [100, 4000, resource.RLIM_INFINITY])
+@pytest.mark.parametrize("given", [True, False])
+def test_connections_leave_half_of_the_files_to_the_calls(
+    monkeypatch: pytest.MonkeyPatch, files: int, given: bool
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    settings = Settings.read({"max_connections": "1024"} if given else {}, {})
+    with structlog.testing.capture_logs() as log:
+        limits = server._limits(settings, structlog.get_logger())
+    assert limits.max_connections == (50 if files == 100 else 1024)
+    assert bool(log) == (given and files == 100)
 
 
 class HeldUp(ServerProgram):
