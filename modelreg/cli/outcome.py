@@ -131,7 +131,10 @@ def _explain_one(error: BaseException) -> tuple[str, int]:
     if isinstance(error, InvalidOption):
         return str(error), USAGE
     if isinstance(error, click.ClickException):
-        return error.format_message(), error.exit_code
+        line = error.format_message()
+        if isinstance(error, click.UsageError) and error.ctx is not None and not line.endswith("?"):
+            line = f"{line.rstrip('.')}: see '{error.ctx.command_path} --help'"
+        return line, error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, FileTrouble):

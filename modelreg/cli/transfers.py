@@ -44,7 +44,7 @@ def push_command(session: Session, model: str, file: Path, transient: bool, pair
     """
     registry = session.registry
     send = registry.publish_model if transient else registry.store_model
-    with _opened(file) as data, progress_bar(f"push {model}") as bar:
+    with progress_bar(f"push {model}") as bar, _opened(file) as data:
         info = send(model, data, dict(pairs), progress=bar)
     session.output.line(version_document(info), VERSION_COLUMNS)
 
@@ -58,14 +58,17 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
     if path == PIPE and sys.stdin.isatty():
         raise click.UsageError("there is nothing to push: name a file, or send data to standard input")
     with contextlib.ExitStack() as stack:
-        source = sys.stdin.buffer if path == PIPE else stack.enter_context(open(path, "rb"))
-        if source.seekable():
-            yield source
-            return
-        spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
-        shutil.copyfileobj(source, spooled, _COPY_BYTES)
-        spooled.seek(0)
-        yield spooled
+        source: IO[bytes] = sys.stdin.buffer if path == PIPE else stack.enter_context(open(path, "rb"))
+        if not source.seekable():
+            spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
+            shutil.copyfileobj(source, spooled, _COPY_BYTES)
+            spooled.seek(0)
+            source = spooled
+        start = source.tell()
+        if source.seek(0, os.SEEK_END) == start and path == PIPE:  # whatever should have written it has failed
+            raise click.UsageError("nothing came on standard input: an empty version is pushed from an empty file")
+        source.seek(start)
+        yield source
 
 
 @click.command("pull", cls=Versioned)

@@ -173,6 +173,20 @@ def test_push_from_standard_input(
         assert document(run("push", model, "--format=json"))["sha256"] == SHA256
 
 
+def test_nothing_on_standard_input_is_no_version(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to write it has failed."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    for nothing in (reader, os.open("/dev/null", os.O_RDONLY)):
+        with io.TextIOWrapper(os.fdopen(nothing, "rb")) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            said = run("push", model)
+        assert said[0] == 2
+        assert "nothing came on standard input" in one_line(said)
+    assert run("show", model)[0] == 20
+    assert run("push", model, "/dev/null")[0] == 0
+
+
 def test_watch_tells_of_each_version(run: Run, model: str, file: Path) -> None:
     for _ in range(3):
         run("push", model, file)
@@ -304,7 +318,9 @@ def test_status(run: Run) -> None:
         (["pull", "x", "newest"], 2, "latest"),
         (["push", "x", "/nowhere"], 2, "/nowhere"),
         (["push", "x", "/dev/null", "-p", "=1"], 2, "name=value"),
-        (["pull"], 2, "MODEL"),
+        (["pull"], 2, "'modelreg pull --help'"),
+        (["pul"], 2, "'pull'?"),
+        (["models", "--what"], 2, "'modelreg models --help'"),
     ],
 )
 def test_an_error_is_one_line_that_says_what_to_do(run: Run, args: list[str], code: int, hint: str) -> None:

@@ -192,7 +192,8 @@ async def open_connection(address: Address, timing: Timing, background: Backgrou
             Code.UNAUTHENTICATED, f"the certificate of {address} isn't trusted: {error.verify_message}", delivered=False
         ) from error
     except ssl.SSLError as error:
-        raise _unavailable(f"no TLS with {address}: {error.reason or error}") from error
+        reason = "it seems to speak none" if error.reason == "WRONG_VERSION_NUMBER" else error.reason or error
+        raise _unavailable(f"no TLS with {address}: {reason}") from error
     except OSError as error:
         raise _unavailable(f"no connection to {address}: {error.strerror or error}") from error
     connection = Connection(wire, address, timing)

@@ -77,7 +77,10 @@ def from_fields(fields: dict[bytes, bytes]) -> tuple[Code, str]:
         if http == b"200":
             return Code.UNKNOWN, "the answer has no status"
         number = int(http) if http.isdigit() else 0
-        return _FROM_HTTP.get(number, Code.UNKNOWN), f"HTTP status {http.decode('ascii', 'replace')}: no gRPC server?"
+        answered = http.decode("ascii", "replace")
+        return _FROM_HTTP.get(
+            number, Code.UNKNOWN
+        ), f"HTTP status {answered}, from what is no gRPC server: is the endpoint right?"
     try:
         code = Code(int(text))
     except ValueError:
