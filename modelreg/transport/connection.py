@@ -70,7 +70,7 @@ class Connection:
 
     def __init__(self, stream: trio.abc.Stream, shared: Shared) -> None:
         self._shared = shared
-        self.wire = wire_for(stream, shared.buffers)
+        self.wire = wire_for(stream)
         self.core = Core(shared.limits, shared.windows, self.wire.peer)
         self.calls: dict[int, Call] = {}
         self._writable = Signal()

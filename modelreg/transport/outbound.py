@@ -25,16 +25,21 @@ from .streams import FilePiece, Stream
 
 QUANTUM = 512 * 1024
 
+REMAINDER = 16 * 1024
+"""What is left of a message after a turn is sent with it if it's no more than this, not in a turn of its own."""
+
 
 class FileSpan:
-    """A piece of a plan: `length` bytes of a file, for the kernel to send."""
+    """A piece of a plan: `count` times `header`, each with the next `size` bytes of a file, which the kernel is to send."""
 
-    __slots__ = ("length", "offset", "piece")
+    __slots__ = ("count", "header", "offset", "piece", "size")
 
-    def __init__(self, piece: FilePiece, offset: int, length: int) -> None:
+    def __init__(self, piece: FilePiece, offset: int, size: int, header: bytes = b"", count: int = 1) -> None:
         self.piece = piece
         self.offset = offset
-        self.length = length
+        self.size = size
+        self.header = header
+        self.count = count
         piece.in_flight += 1
 
 
@@ -47,7 +52,7 @@ class Plan:
     __slots__ = ("has_files", "items", "streams")
 
     def __init__(self) -> None:
-        self.items: list[bytes | memoryview | FileSpan] = []
+        self.items: list[PlanItem] = []
         self.streams: list[Stream] = []
         self.has_files = False
 
@@ -196,26 +201,32 @@ class Outbound:
         out = stream.out
         items = plan.items
         taken = 0
-        while out and taken < budget and taken < window:
+        while out and taken < window and (taken < budget or stream.out_bytes <= REMAINDER):
             size = min(max_frame, stream.out_bytes, window - taken)
             first = out[0]
-            # The usual case in bulk is a frame with nothing but a part of a file.
-            whole = first if isinstance(first, FilePiece) and size <= first.left else None
-            ready = whole is not None and whole.offset + size <= whole.checked_until
-            if not ready and stream.file is not None and not self._pages_ready(stream, size):
+            if isinstance(first, FilePiece) and size <= first.left:
+                # The usual case in bulk: frames with nothing but a part of a file, as many as there may be now.
+                count = max(1, min(first.left, window - taken, budget - taken) // size)
+                if not self._pages_ready(stream, size * count):
+                    break
+                header = frames.frame_header(size, frames.DATA, 0, stream.id)
+                items.append(FileSpan(first, first.offset, size, header, count))
+                plan.has_files = True
+                self.frames_cut += count * (1 + (size >> 14))
+                size *= count
+                taken += size
+                stream.out_bytes -= size
+                first.offset += size
+                first.left -= size
+                if not first.left:
+                    out.popleft()
+                continue
+            if stream.file is not None and not self._pages_ready(stream, size):
                 break
             items.append(frames.frame_header(size, frames.DATA, 0, stream.id))
             stream.out_bytes -= size
             taken += size
             self.frames_cut += 1 + (size >> 14)
-            if whole is not None:
-                items.append(FileSpan(whole, whole.offset, size))
-                plan.has_files = True
-                whole.offset += size
-                whole.left -= size
-                if not whole.left:
-                    out.popleft()
-                continue
             while size:
                 piece = out[0]
                 if isinstance(piece, FilePiece):

@@ -47,7 +47,7 @@ def written(core: Core, limit: int = 1 << 30) -> list[tuple[int, int, int, bytes
         if plan is None:
             break
         for item in plan.items:
-            sent += bytes(item.length) if isinstance(item, FileSpan) else item
+            sent += (item.header + bytes(item.size)) * item.count if isinstance(item, FileSpan) else item
         core.outbound.done(plan)
     found = []
     while sent:
@@ -438,7 +438,7 @@ def test_a_huge_window_costs_no_memory() -> None:
     plan = core.outbound.next_plan()
     assert plan is not None
     assert sum(len(item) for item in plan.items if not isinstance(item, FileSpan)) < 1024
-    assert sum(item.length for item in plan.items if isinstance(item, FileSpan)) <= 512 * 1024
+    assert sum(item.count * item.size for item in plan.items if isinstance(item, FileSpan)) <= 512 * 1024
     core.outbound.done(plan)
 
 
