@@ -223,6 +223,7 @@ def test_health_list(channel: Any) -> None:
     assert {name: response.status for name, response in statuses.items()} == {
         "": Health.SERVING,
         SERVICE: Health.SERVING,
+        "modelreg.Archive": Health.SERVING,
     }
 
 

@@ -110,7 +110,7 @@ def test_damage(
         assert main(["verify", f"--archive_dir={archive}", "--format=json"]) == 1
         (found,) = json.loads(capsys.readouterr().out)["damage"]
         assert found["path"] == str(path.relative_to(archive))
-        assert found["versions"] == [["m", 1]]
+        assert found["versions"] == [{"model": "m", "version": 1}]
 
         store(calls, data)
         assert read(calls, 1) == read(calls, 3) == (data, grpc.StatusCode.OK)
