@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -36,6 +38,8 @@ class FileTrouble(Exception):
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError):
             reason = f"{reason}: --force replaces it"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"{reason}: make room (what comes or goes through a pipe waits in {tempfile.gettempdir()}, or where TMPDIR says)"
         super().__init__(reason if error.filename is None else f"{click.format_filename(error.filename)}: {reason}")
 
 

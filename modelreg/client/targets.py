@@ -134,7 +134,10 @@ class FileTarget:
         ] = []  # new memory costs a page fault for each 4 KiB, half as much time as hashing takes
 
     def __enter__(self) -> Self:
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from None  # the name that the caller knows
         self.restart()
         return self
 

@@ -340,9 +340,18 @@ def test_a_version_that_is_not_there(run: Run, model: str, file: Path, tmp_path:
 
 def test_a_file_that_can_not_be_written(run: Run, model: str, file: Path, tmp_path: Path) -> None:
     run("push", model, file)
-    said = run("pull", model, "-o", tmp_path / "missing" / "x")
+    missing = tmp_path / "missing" / "x"
+    said = run("pull", model, "-o", missing)
     assert said[0] == 29
-    assert "missing" in one_line(said)
+    assert one_line(said) == f"modelreg: {missing}: No such file or directory\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full(run: Run, model: str, file: Path) -> None:
+    run("push", model, file)
+    said = run("pull", model, "-o", "/dev/full")
+    assert said[0] == 29
+    assert "TMPDIR" in one_line(said)
 
 
 def test_a_timeout(run: Run) -> None:
