@@ -7,6 +7,8 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +17,7 @@ import click
 from benchmarks import GIB, KIB, MIB, html, report
 from benchmarks.load import Load
 from benchmarks.runner import Result, Runner
-from benchmarks.scenarios import SCENARIOS, choose
+from benchmarks.scenarios import SCENARIOS, Case, choose
 from benchmarks.targets import TARGETS, Target, available
 
 _FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB}
@@ -45,8 +47,8 @@ def named(name: str) -> Target:
 @click.option(
     "--scenario",
     "patterns",
-    multiple=True,
     metavar="GLOB",
+    multiple=True,
     help="Those to run: upload/*, */ccore, watch. Default: all.",
 )
 @click.option(
@@ -62,12 +64,12 @@ def named(name: str) -> Target:
     multiple=True,
     help="How many at once, instead of the scenarios'.",
 )
-@click.option("--rounds", type=click.IntRange(1), help="Default: 3, or 5 with --full.")
+@click.option("--rounds", type=click.IntRange(1), help="Default: 3, or 5 with --full; fewer of those that take long.")
 @click.option(
     "--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed. Repeatable."
 )
 @click.option(
-    "--quick/--full", "quick", default=True, help="A short selection of about two minutes (the default), or everything."
+    "--quick/--full", default=True, help="A short selection of about two minutes (the default), or everything."
 )
 @click.option(
     "--dir",
@@ -80,7 +82,7 @@ def named(name: str) -> Target:
 )
 @click.option("--json/--no-json", "want_json", default=True, help="Write report.json.")
 @click.option("--html/--no-html", "want_html", default=True, help="Write report.html.")
-@click.option("--list", "only_list", is_flag=True, help="Say what would run, and on what.")
+@click.option("--list", "only_list", is_flag=True, help="Say what would run, on what, and about how long that takes.")
 def main(
     *,
     patterns: tuple[str, ...],
@@ -98,60 +100,90 @@ def main(
 ) -> None:
     if 0 in chunks:
         raise click.BadParameter("a chunk has at least one byte", param_hint="--chunk")
-    cases = choose(patterns, sizes, chunks, at_once, full=not quick)
-    targets = [named(name) for name in names] or available()
-    rounds = rounds or (3 if quick else 5)
-    if not cases:
+    chosen = choose(patterns, sizes, chunks, at_once, full=not quick)
+    if not chosen:
         raise click.UsageError(f"no scenario of that name; there are: {', '.join(one.name for one in SCENARIOS)}")
-    if only_list:
-        for target in targets:
-            click.echo(f"{target.name:18} {target.meaning}")
-        for scenario, point in cases:
-            click.echo(f"{scenario.text(point):50} {scenario.question}")
-        return
-    signal.signal(signal.SIGTERM, _interrupt)  # servers and directories are cleaned up as after Ctrl-C
+    targets = [named(name) for name in names] or available()
     results: list[Result] = []
+    facts: dict[str, str] = {}
+    cases: list[Case] = []
+    interrupted = False
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, str] = {}
-    interrupted = False
     try:
         with (
             tempfile.TemporaryDirectory(prefix="modelreg-bench-", dir=directory, ignore_cleanup_errors=True) as scratch,
             Load() as load,
         ):
+            runner = Runner(load, Path(scratch), targets, rounds, usual=3 if quick else 5)
+            cases = [case for case in chosen if runner.targets_of(case[0])]
+            if only_list:
+                _list(runner, targets, cases)
+                return
+            signal.signal(signal.SIGTERM, _interrupt)  # servers and directories are cleaned up as after Ctrl-C
             facts = report.machine(Path(scratch))
-            runner = Runner(load, Path(scratch), targets, rounds)
+            # Its unit is a millisecond of what each measurement should take.
+            shares = {case: int(1000 * runner.seconds(case) / runner.steps(case)) for case in cases}
             current = ""
             bar: click._termui_impl.ProgressBar[int] = click.progressbar(
-                length=sum(map(runner.steps, cases)), file=sys.stderr, item_show_func=lambda _: current, width=30
+                length=sum(runner.steps(case) * share for case, share in shares.items()),
+                file=sys.stderr,
+                item_show_func=lambda _: current,
+                width=30,
             )
             with bar:
-                for case in cases:
+                for case, share in shares.items():
                     current = case[0].text(case[1])
                     bar.render_progress()
-                    results.append(runner.run(case, lambda: bar.update(1)))
+                    results.append(runner.run(case, partial(bar.update, share)))
     except KeyboardInterrupt:
         interrupted = True
         click.echo(f"\ninterrupted after {len(results)} of {len(cases)} cases", err=True)
     finally:  # an error nobody expected, too, leaves what was measured until then
-        text = report.markdown(results, facts)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.md").write_text(text)
-        options: dict[str, object] = {
-            "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
-            "targets": [target.name for target in targets],
-        }  # fmt: skip
-        if want_json:
-            (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
-        if want_html:
-            (out / "report.html").write_text(html.page(results, facts))
-        click.echo(text)
-        for line in report.failures(results):
-            click.echo(line, err=True)
-        click.echo(f"written to {out}/", err=True)
+        if facts:
+            options: dict[str, object] = {
+                "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
+                "targets": [target.name for target in targets],
+            }  # fmt: skip
+            _write(out, results, facts, options, want_json=want_json, want_html=want_html)
     if interrupted:
         sys.exit(130)
+
+
+def _list(runner: Runner, targets: Sequence[Target], cases: Sequence[Case]) -> None:
+    for target in targets:
+        click.echo(f"{target.name:18} {target.meaning}")
+    for case in cases:
+        click.echo(
+            f"{case[0].text(case[1]):64} {runner.rounds(case)} rounds, {runner.seconds(case):4.0f} s  {case[0].question}"
+        )
+    moved = sum(sum(runner.moved(case)) * runner.rounds(case) * len(runner.targets_of(case[0])) for case in cases)
+    minutes = sum(map(runner.seconds, cases)) / 60
+    click.echo(
+        f"{len(cases)} cases, about {minutes:.0f} minutes; {moved / 1e9:,.0f} GB travel, never more than a case's on the disk"
+    )
+
+
+def _write(
+    out: Path,
+    results: list[Result],
+    facts: dict[str, str],
+    options: dict[str, object],
+    *,
+    want_json: bool,
+    want_html: bool,
+) -> None:
+    text = report.markdown(results, facts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(text)
+    if want_json:
+        (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
+    if want_html:
+        (out / "report.html").write_text(html.page(results, facts))
+    click.echo(text)
+    for line in report.failures(results):
+        click.echo(line, err=True)
+    click.echo(f"written to {out}/", err=True)
 
 
 def _interrupt(_number: int, _stack: FrameType | None) -> None:

@@ -11,8 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -53,20 +52,16 @@ def write_fsync(size: int, count: int, directory: Path) -> float:
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         start = time.monotonic()
         for number in range(count):
-            descriptor = os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            for piece in pieces:
-                if os.write(descriptor, piece) != len(piece):
-                    raise OSError("a short write")
-            os.fsync(descriptor)
-            os.close(descriptor)
+            with open(f"{folder}/{number}", "xb", buffering=0) as file:
+                for piece in pieces:
+                    if file.write(piece) != len(piece):
+                        raise OSError("a short write")
+                os.fsync(file)
         return time.monotonic() - start
 
 
-@contextmanager
-def _drained(total: int) -> Iterator[socket.socket]:
-    """A TCP connection over loopback, whose other end is read by a thread (without the interpreter's lock) until it has all.
-    Leaving the block waits for that.
-    """
+def _timed_sending(total: int, send: Callable[[socket.socket], None]) -> float:
+    """Seconds to send over loopback TCP, until a thread at the other end (without the interpreter's lock) has it all."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname(), 10)
         theirs, _ = listener.accept()
@@ -78,20 +73,26 @@ def _drained(total: int) -> Iterator[socket.socket]:
             left -= count
 
     thread = threading.Thread(target=drain)
-    thread.start()
     with ours, theirs:
-        yield ours
-        thread.join()
+        thread.start()
+        start = time.monotonic()
+        try:
+            send(ours)
+        finally:
+            ours.shutdown(socket.SHUT_WR)
+            thread.join()
+        return time.monotonic() - start
 
 
 def loopback(size: int, count: int, _directory: Path) -> float:
     pieces = _pieces(size)
-    with _drained(size * count) as sock:
-        start = time.monotonic()
+
+    def send(sock: socket.socket) -> None:
         for _ in range(count):
             for piece in pieces:
                 sock.sendall(piece)
-    return time.monotonic() - start
+
+    return _timed_sending(size * count, send)
 
 
 def sendfile(size: int, count: int, directory: Path) -> float:
@@ -99,13 +100,14 @@ def sendfile(size: int, count: int, directory: Path) -> float:
         for piece in _pieces(size):
             file.write(piece)
         file.flush()
-        with _drained(size * count) as sock:
-            start = time.monotonic()
+
+        def send(sock: socket.socket) -> None:
             for _ in range(count):
                 sent = 0
                 while sent < size:
                     sent += os.sendfile(sock.fileno(), file.fileno(), sent, size - sent)
-    return time.monotonic() - start
+
+        return _timed_sending(size * count, send)
 
 
 SHA256 = Floor("sha256", "SHA-256 of the bytes on one core", sha256)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
+import attrs
+
 from benchmarks import report
 from benchmarks.measure import Summary
 from benchmarks.runner import Result, Row
-from benchmarks.scenarios import LESS_IS_BETTER, MIDDLE, Point, bytes_text
+from benchmarks.scenarios import LESS_IS_BETTER, Point, bytes_text
 from benchmarks.targets import NULL
 
 WIDTH, HEIGHT = 430, 250
@@ -38,47 +40,40 @@ svg text.bad { fill: var(--bad) } .grid { stroke: var(--line) }
 th, td { padding: .22rem .65rem; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left } .bad, .bad td { color: var(--bad) }
 td.fail { text-align: left; white-space: normal }
+summary { cursor: pointer; padding: .15rem 0 } summary span { color: var(--soft); font-size: .85rem }
 """
 
 
 def page(results: Sequence[Result], facts: dict[str, str]) -> str:
     paint = _Paint(results)
-    sections = [
+    drawn: set[int] = set()  # cases that are on a line of a chart, by their place in *results*
+    charts = [
+        _section("Throughput by size", "", _by(results, paint, "size", drawn)),
+        _section("Throughput by chunk", "", _by(results, paint, "chunk", drawn)),
+        _section("By how many there are", "Clients, calls in flight, watchers.", _by(results, paint, "at_once", drawn)),
+        _section("By versions in the archive", "", _by(results, paint, "count", drawn)),
         _section(
-            "At a glance", "All cases, medians; the thin line is the spread of the rounds.", _bars(results, paint)
-        ),
-        _section(
-            "Throughput by size", "MB/s, chunks of 1 MiB, one client.", _by(results, paint, "size", _throughput, "MB/s")
-        ),
-        _section(
-            "Throughput by chunk",
-            "MB/s, versions of 64 MiB, one client.",
-            _by(results, paint, "chunk", _throughput, "MB/s"),
-        ),
-        _section(
-            "Throughput by clients", "MB/s, versions of 64 MiB.", _by(results, paint, "at_once", _throughput, "MB/s")
-        ),
-        _section(
-            "Memory by size", "Peak MB of the server, from the kernel.", _by(results, paint, "size", _memory, "MB")
-        ),
-        _section(
-            "Latency",
-            "Line: 1st to 99th percentile (95th of less than 100 samples); bar: quartiles; dot: median. Milliseconds (p50 · p99), logarithmic.",
-            _latencies(results, paint),
+            "Memory by size", "Peak of the server, from the kernel.", _by(results, paint, "size", set(), memory=True)
         ),
     ]
+    others = [result for number, result in enumerate(results) if number not in drawn]
+    charts.insert(
+        0, _section("Cases on their own", "Medians; the thin line is the spread of the rounds.", _bars(others, paint))
+    )
+    latency = "Line: 1st to 99th percentile (95th of less than 100 samples); bar: quartiles; dot: median. Milliseconds (p50 · p99), logarithmic."
+    charts.append(_section("Latency", latency, _latencies(results, paint)))
     machine = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     failed = "".join(f"<li>{escape(line)}</li>" for line in report.failures(results))
     failed = f'<h2 class="bad">Failed</h2><ul class="bad">{failed}</ul>' if failed else ""
     tables = "".join(
-        f"<h3>{escape(one.scenario.text(one.point))}</h3><p class=soft>{escape(one.scenario.question)}</p>{_table(one)}"
+        f"<details><summary>{escape(one.scenario.text(one.point))} <span>{escape(one.scenario.question)}</span></summary>{_table(one)}</details>"
         for one in results
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Model registry throughput</title><style>{_STYLE}</style>"
         f"<h1>Model registry throughput</h1><dl>{machine}</dl><p class=soft>{escape(report.LEGEND)}</p>{failed}"
-        f'<div class="key">{paint.key()}</div>{"".join(sections)}<h2>Figures</h2>{tables}</html>'
+        f'<div class="key">{paint.key()}</div>{"".join(charts)}<h2>Figures</h2>{tables}</html>'
     )
 
 
@@ -151,38 +146,36 @@ def _bars(results: Sequence[Result], paint: _Paint) -> Iterable[str]:
         )
 
 
-def _throughput(row: Row) -> Summary | None:
-    return row.summary("MB/s")
-
-
-def _memory(row: Row) -> Summary | None:
-    return None if row.floor or row.name == NULL.name else row.of(lambda one: one.peak / 1e6)
-
-
-def _by(
-    results: Sequence[Result], paint: _Paint, axis: str, value: Callable[[Row], Summary | None], unit: str
-) -> Iterable[str]:
-    """A chart for each scenario that was measured at several places of an axis, all else as in the middle."""
-    fixed = [name for name in ("size", "chunk", "at_once") if name != axis]
-
-    def on_line(point: Point) -> bool:
-        return all(getattr(point, name) == getattr(MIDDLE, name) for name in fixed)
-
-    for name in dict.fromkeys(result.scenario.name for result in results if result.scenario.unit == "MB/s"):
-        line = sorted(
-            (result for result in results if result.scenario.name == name and on_line(result.point)),
-            key=lambda result: getattr(result.point, axis),
-        )
-        if len(line) < 2:
+def _by(results: Sequence[Result], paint: _Paint, axis: str, drawn: set[int], *, memory: bool = False) -> Iterable[str]:
+    """A chart for each scenario that was measured at several places of an axis, all else being equal."""
+    lines: dict[tuple[str, Point], list[int]] = {}
+    for number, result in enumerate(results):
+        place = getattr(result.point, axis)
+        if place and not (memory and result.scenario.unit != "MB/s"):
+            lines.setdefault((result.scenario.name, attrs.evolve(result.point, **{axis: 0})), []).append(number)
+    for (name, _), numbers in lines.items():
+        if len(numbers) < 2:
             continue
+        drawn.update(numbers)
+        line = sorted((results[number] for number in numbers), key=lambda result: getattr(result.point, axis))
         places = [getattr(result.point, axis) for result in line]
+        unit = "MB" if memory else line[0].scenario.unit
         curves: dict[str, tuple[Row, list[tuple[int, Summary]]]] = {}
         for place, result in zip(places, line, strict=True):
             for row in result.rows:
-                if one := value(row):
+                skip = memory and (row.floor or row.name == NULL.name)
+                one = None if skip else row.of(lambda one: one.peak / 1e6) if memory else row.summary(unit)
+                if one:
                     curves.setdefault(row.name, (row, []))[1].append((place, one))
+        text = bytes_text if axis in ("size", "chunk") else lambda place: f"{place:,}"
+        point = line[0].point
+        chunk = bytes_text(point.chunk) if point.chunk else "default"
+        fixed = {"size": f"in {chunk} chunks", "chunk": bytes_text(point.size), "at_once": bytes_text(point.size)}.get(
+            axis, ""
+        )
+        better = ", less is better" if unit in LESS_IS_BETTER else ""
         yield _figure(
-            name, unit, _lines(places, list(curves.values()), paint, text=str if axis == "at_once" else bytes_text)
+            name, f"{fixed if point.size else ''} {unit}{better}", _lines(places, list(curves.values()), paint, text)
         )
 
 

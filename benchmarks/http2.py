@@ -15,7 +15,7 @@ from hpack import Decoder, Encoder
 
 from benchmarks import KIB, MIB
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, PRIORITY = 0x4, 0x8, 0x20
 HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
@@ -67,6 +67,14 @@ def chunk_bytes(message: int) -> int:
     while (message - 1 - size_length) >> 7 * size_length:
         size_length += 1
     return message - 1 - size_length
+
+
+def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
+    sent = sock.sendmsg(buffers)
+    for buffer in buffers:
+        if sent < len(buffer):  # cut short, by a signal or a time limit
+            sock.sendall(memoryview(buffer)[sent:])
+        sent = max(0, sent - len(buffer))
 
 
 class Stream:
@@ -278,8 +286,6 @@ class Connection:
                 self._end(stream)
         elif kind == GOAWAY:
             self.going_away = f"the peer sent GOAWAY, code {_U32.unpack_from(body, 4)[0]}"
-        elif kind == PUSH_PROMISE:
-            raise PeerError("PUSH_PROMISE, which nobody asked for")
         if self._block is not None and flags & END_HEADERS:  # SETTINGS and the like may not come in between (4.3)
             self._headers(*self._block)
             self._block = None
@@ -319,16 +325,9 @@ class Connection:
 
     # Sending
 
-    def send(self, data: bytes) -> None:
-        self.send_all([data])
-
-    def send_all(self, buffers: list[bytes | memoryview]) -> None:
+    def send(self, *buffers: bytes | memoryview) -> None:
         try:
-            sent = self.socket.sendmsg(buffers)
-            for buffer in buffers:
-                if sent < len(buffer):  # cut short by a signal
-                    self.socket.sendall(memoryview(buffer)[sent:])
-                sent = max(0, sent - len(buffer))
+            send_all(self.socket, buffers)
         except BlockingIOError:
             raise PeerError("the peer took nothing within the time limit") from None
         except OSError as error:
@@ -393,5 +392,5 @@ class Connection:
 
     def flush(self) -> None:
         if self._out:
-            self.send_all(self._out)
+            self.send(*self._out)
             self._out, self._out_bytes = [], 0

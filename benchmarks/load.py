@@ -9,6 +9,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks import KIB, MIB
 from benchmarks.clients import Client, Outcome, Payload, Task
+from benchmarks.clients.frames import FramesClient
 from benchmarks.targets import spawn
 
 
@@ -32,8 +34,10 @@ def connect(name: str, address: str, timeout: float) -> Client:
         from benchmarks.clients.http import HttpClient
 
         return HttpClient(address, timeout)
-    from benchmarks.clients.frames import FramesClient
+    if name in ("asyncio", "blocking"):
+        from benchmarks.clients.own import OwnClient
 
+        return OwnClient(address, timeout, threads=name == "blocking")
     return FramesClient(address, MIB if name == "frames-1m" else 16 * KIB, timeout)
 
 
@@ -46,8 +50,6 @@ def prepare(client: Client, task: Task) -> Callable[[], list[float]]:
         client.delete_model(task.model)
         return list
     if task.kind == "watch":
-        from benchmarks.clients.frames import FramesClient
-
         assert isinstance(client, FramesClient)
         return client.prepare_watch(task)
     payload = Payload(task.size, task.chunk, task.seed)
@@ -58,8 +60,11 @@ def prepare(client: Client, task: Task) -> Callable[[], list[float]]:
     if task.kind == "verify":  # a fast wrong answer is no answer
         client.prepare_download(task, version, payload.digest())()
         return list
+    if task.kind == "beside":
+        assert isinstance(client, FramesClient)
+        return partial(client.beside, task, version)
     if task.kind == "lookup":
-        return lambda: client.lookups(task, version)
+        return partial(client.lookups, task, version)
     download = client.prepare_download(task, version, "")
     if task.warm:
         download()
@@ -91,6 +96,7 @@ def work(pipe: Connection[Any, Any]) -> None:
             gc.collect()
             gc.disable()
             pipe.send(None)
+            client.idle(pipe)
             pipe.recv()
             cpu, start = time.process_time(), time.monotonic()
             samples = job()

@@ -17,7 +17,8 @@ from modelreg.storage.archive import open_archive
 
 
 async def main(directory: Path, chunk: int) -> None:
-    settings = Settings(archive_dir=directory, sent_version_chunk_size=chunk, log_level="warning")
+    flags = {"archive_dir": str(directory), "log_level": "warning"}
+    settings = Settings.read(flags | ({"sent_version_chunk_size": str(chunk)} if chunk else {}), {})
     with open_log(settings) as logger:
         async with (
             open_archive(settings.archive_dir, logger, upload_buffer_bytes=settings.upload_buffer_bytes) as archive,

@@ -21,8 +21,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as pb
+from modelreg.settings import ACCEPTABLE_CHUNK_BYTES
 
 THREADS = 1100  # one a call in progress: a thousand watchers and some more
 
@@ -30,7 +30,7 @@ THREADS = 1100  # one a call in progress: a thousand watchers and some more
 class Registry:
     def __init__(self, directory: Path, chunk: int) -> None:
         self.directory, self.chunk = directory, chunk
-        self.models: dict[str, list[tuple[pb.ModelVersionInfo, Path | bytes]]] = {}
+        self.models: dict[str, list[tuple[pb.ModelVersionInfo, Path | bytearray]]] = {}
         self.changed = threading.Condition()
 
     def CreateOrUpdateModel(self, request: pb.CreateOrUpdateModelRequest, context: object) -> Message:
@@ -49,8 +49,8 @@ class Registry:
 
     def CreateVersion(self, requests: Iterator[pb.CreateVersionRequestChunk], context: object) -> Message:
         info = next(requests).header.version_info
-        sha, data = hashlib.sha256(), b""
-        path: Path | None = None
+        sha = hashlib.sha256()
+        data: Path | bytearray
         if info.archived:
             with tempfile.NamedTemporaryFile(dir=self.directory, delete=False) as file:
                 for request in requests:
@@ -59,24 +59,23 @@ class Registry:
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            path = self.directory / sha.hexdigest()
-            os.rename(file.name, path)
+            data = self.directory / sha.hexdigest()
+            os.rename(file.name, data)
             descriptor = os.open(self.directory, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
         else:
-            chunks = []
+            data = bytearray()
             for request in requests:
                 chunk = request.body.data_chunk
                 sha.update(chunk)
-                chunks.append(chunk)
-            data = b"".join(chunks)
+                data += chunk
         info.data_hash = base64.b64encode(sha.digest()).decode()
         info.creation_timestamp = time.time_ns()
         with self.changed:
             versions = self.models[info.model_id]
             info.version_number = len(versions) + 1
-            versions.append((info, path or data))
+            versions.append((info, data))
             self.changed.notify_all()
         return pb.CreateVersionReply(version_info=info)
 
@@ -93,8 +92,9 @@ class Registry:
                 while chunk := file.read(self.chunk):
                     yield pb.RetrieveVersionDataReplyChunk(data_chunk=chunk)
         else:
+            view = memoryview(data)
             for start in range(0, len(data), self.chunk):
-                yield pb.RetrieveVersionDataReplyChunk(data_chunk=data[start : start + self.chunk])
+                yield pb.RetrieveVersionDataReplyChunk(data_chunk=bytes(view[start : start + self.chunk]))
 
     def VersionUpdate(self, request: pb.VersionUpdateRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         sent = 0
@@ -104,9 +104,6 @@ class Registry:
                     self.changed.wait()
                 info, sent = self.models[request.model_id][-1][0], len(self.models[request.model_id])
             yield pb.VersionUpdateReply(version_info=info)
-
-    def Status(self, request: common_pb2.StatusRequest, context: object) -> Message:
-        return common_pb2.StatusReply()
 
 
 def handlers(registry: Registry) -> grpc.GenericRpcHandler:
@@ -123,7 +120,6 @@ def handlers(registry: Registry) -> grpc.GenericRpcHandler:
         "RetrieveVersionInfos": (unary, pb.RetrieveVersionInfosRequest),
         "RetrieveVersionData": (to_stream, pb.RetrieveVersionDataRequest),
         "VersionUpdate": (to_stream, pb.VersionUpdateRequest),
-        "Status": (unary, common_pb2.StatusRequest),
     }
     table = {
         name: shape(getattr(registry, name), request.FromString, lambda reply: reply.SerializeToString())
@@ -142,4 +138,4 @@ def main(directory: Path, chunk: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) or ACCEPTABLE_CHUNK_BYTES)

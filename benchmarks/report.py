@@ -103,7 +103,7 @@ def details(result: Result) -> list[list[str]]:
     unit = result.scenario.unit
     others = [row for row in result.rows if not row.reason]
     columns = [unit, "low–high", *(f"×{row.name}" for row in others)]
-    columns += ["server CPU s/GB", "client CPU s/GB", "peak MB", "p50 ms", "p99 ms"]
+    columns += ["server CPU s/GB", "client CPU s/GB", "peak MB", "p50 ms", "p99 ms", "slowest ms"]
     lines = [["target", *columns]]
     for row in result.rows:
         summary = row.summary(unit)
@@ -115,7 +115,7 @@ def details(result: Result) -> list[list[str]]:
         line.append(f"{number(summary.low)}–{number(summary.high)}")
         line += ["" if row is other else number(result.ratio(row, other)) for other in others]
         if row.floor:
-            line += [""] * 5
+            line += [""] * 6
         else:
             spread = latencies(row)
             line += [
@@ -124,6 +124,7 @@ def details(result: Result) -> list[list[str]]:
                 number(_high(row.of(lambda one: one.peak / 1e6))),
                 number(spread.get("p50")),
                 number(spread.get("p99")),
+                number(spread.get("p100")),
             ]
         lines.append(line)
     return lines

@@ -20,13 +20,20 @@ from benchmarks.floors import Floor
 from benchmarks.load import Load, LoadError
 from benchmarks.measure import Summary
 from benchmarks.scenarios import LESS_IS_BETTER, Case, Point, Scenario
-from benchmarks.targets import NULL, Server, Target, TargetError
+from benchmarks.targets import NULL, OWN, TARGETS, Server, Target, TargetError
 
 SAME_CONTENT = b"the same again"
 WARM_UP_BYTES = 8 * MIB
 SLOWEST = 5e6  # bytes a second; what is slower than that has failed
 BUSY = 0.9  # of a core, or of all; a client above it may be what is measured
 SHARE = 0.25  # of the CPU time, which clients must have used for a full machine to be their doing
+TURN_SECONDS, START_SECONDS, RATE, FLOOR_RATE, FILL_RATE = (
+    0.3,
+    0.05,
+    450e6,
+    1e9,
+    800,
+)  # to say in advance how long it takes
 FILLERS = 10  # load processes at once that fill an archive before a boot
 FILLED_MODELS = 100  # that the versions of a boot belong to
 
@@ -115,50 +122,80 @@ def order(count: int, number: int) -> list[int]:
 
 
 class Runner:
-    def __init__(self, load: Load, directory: Path, targets: Sequence[Target], rounds: int) -> None:
+    def __init__(
+        self, load: Load, directory: Path, targets: Sequence[Target], rounds: int | None, usual: int = 3
+    ) -> None:
+        """*rounds* is how many of each case; None: *usual*, or fewer of those that take long."""
         self._load = load
         self._directory = directory
         self._targets = targets
-        self._rounds = rounds
+        self._rounds, self._usual = rounds, usual
         self._serial = 0
-        self._failed: set[str] = set()  # targets that did not start when they last should
-        self._hopeless: dict[str, str] = {}  # those that are not there, or did not start twice in a row, and why
+        self._failed: dict[str, list[str]] = {}  # why targets did not start when they last should
+
+    def rounds(self, case: Case) -> int:
+        return self._rounds or case[1].rounds(self._usual)
 
     def floors_of(self, scenario: Scenario) -> tuple[Floor, ...]:
-        return _FLOORS.get((scenario.kind, scenario.stored), ()) if scenario.unit in ("MB/s", "1/s") else ()
+        if scenario.unit not in ("MB/s", "1/s") or scenario.own:
+            return ()
+        return _FLOORS.get((scenario.kind, scenario.stored), ())
 
     def targets_of(self, scenario: Scenario) -> list[Target]:
         """Those that can do it, and the null server where it says something."""
         able = [
             target
             for target in self._targets
-            if scenario.kind in target.kinds and (scenario.stored or target.transient)
+            if scenario.kind in target.kinds
+            and (scenario.stored or target.transient)
+            and target.name not in scenario.slow
+            and (not scenario.own or target is TARGETS[0])
         ]
+        if able and scenario.own:
+            return [*able, *OWN]
         with_limit = scenario.kind in NULL.kinds and scenario.unit != "MB" and scenario.fresh
         return [*able, NULL] if able and with_limit else able
 
     def steps(self, case: Case) -> int:
-        return self._rounds * (len(self.targets_of(case[0])) + len(self.floors_of(case[0])))
+        return self.rounds(case) * (len(self.targets_of(case[0])) + len(self.floors_of(case[0])))
+
+    def moved(self, case: Case) -> tuple[int, int]:
+        """Bytes that go up and that come down for one measurement, those before the clock starts included."""
+        scenario, point = case
+        once = point.size * point.at_once
+        return {
+            "upload": (point.bytes(), 0),
+            "download": (once, point.bytes() + once * scenario.warm),
+            "fetch": (point.size, once),
+            "beside": (point.size, point.size),
+        }.get(scenario.kind, (0, 0))
+
+    def seconds(self, case: Case) -> float:
+        """About how long a case takes, where server and disk do some hundred MB a second."""
+        scenario, point = case
+        up, down = self.moved(case)
+        processes = 1 if scenario.kind in ("lookup", "watch") else point.at_once
+        each = 0.3 + 0.03 * processes + up / 500e6 + down / 1.2e9 + (scenario.kind == "lookup")
+        lower = len(self.floors_of(scenario)) * min(point.bytes(), floors.LARGEST) / 1.5e9
+        begin = 0.6 + (point.count / 800 if scenario.kind == "boot" else 0)
+        targets = len(self.targets_of(scenario))
+        return targets * begin + self.rounds(case) * (targets * each + lower)
 
     def run(self, case: Case, step: Callable[[], None]) -> Result:
         """Measures a case. *step* is called after each measurement, or instead of one that can't be made."""
         scenario, point = case
-        rows = [Row(name=target.name, client=target.client) for target in self.targets_of(scenario)]
-        limits = [Row(name=floor.name, floor=True) for floor in self.floors_of(scenario)]
+        targets, lower = self.targets_of(scenario), self.floors_of(scenario)
+        rows = [Row(name=target.name, client=target.client) for target in targets]
+        limits = [Row(name=floor.name, floor=True) for floor in lower]
         servers: list[Server] = []
         try:
-            for target in self.targets_of(scenario):
+            for target in targets:
                 self._serial += 1
                 servers.append(Server(target, self._directory / f"{self._serial}", point.chunk))
             self._begin(case, rows, servers)
-            for number in range(self._rounds):
-                turns = [
-                    *((row, self._server_turn(case, server)) for row, server in zip(rows, servers, strict=True)),
-                    *(
-                        (row, self._floor_turn(point, floor))
-                        for row, floor in zip(limits, self.floors_of(scenario), strict=True)
-                    ),
-                ]
+            turns = [(row, self._server_turn(case, server)) for row, server in zip(rows, servers, strict=True)]
+            turns += [(row, self._floor_turn(point, floor)) for row, floor in zip(limits, lower, strict=True)]
+            for number in range(self.rounds(case)):
                 for place in order(len(turns), number):
                     row, turn = turns[place]
                     if not row.reason:
@@ -171,35 +208,32 @@ class Runner:
 
     def _begin(self, case: Case, rows: Sequence[Row], servers: Sequence[Server]) -> None:
         """Starts the servers, all at once, and does what a case needs once."""
-        needed = case[1].size * case[1].versions() * case[1].at_once * len(servers)
+        needed = (
+            case[1].bytes() if case[0].stored else 0
+        )  # only of one target at a time, as all data goes with its round
         if needed > shutil.disk_usage(self._directory).free:
             for row in rows:
                 row.reason = f"needs {needed / 1e9:.1f} GB of disk"
             return
         for row, server in zip(rows, servers, strict=True):
-            row.reason = self._hopeless.get(row.name, "")
-            if not row.reason:
-                try:
-                    server.launch()
-                except OSError as error:
-                    self._did_not_start(row, error)
+            if len(self._failed.get(row.name, ())) > 1:
+                row.reason = self._failed[row.name][-1]  # twice in a row is enough
+            else:
+                self._start(row, server.launch)
         for row, server in zip(rows, servers, strict=True):
             if not row.reason:
-                try:
-                    server.wait_until_listening()
-                except TargetError as error:
-                    self._did_not_start(row, error)
-                else:
-                    self._failed.discard(row.name)
+                self._start(row, server.wait_until_listening)
         for row, server in zip(rows, servers, strict=True):
             if not row.reason:
+                self._failed.pop(row.name, None)
                 self._try(row, lambda server=server: self._warm_up(case, server))  # type: ignore[misc]
 
-    def _did_not_start(self, row: Row, error: Exception) -> None:
-        row.reason = str(error)
-        if row.name in self._failed or isinstance(error, FileNotFoundError):
-            self._hopeless[row.name] = row.reason
-        self._failed.add(row.name)
+    def _start(self, row: Row, start: Callable[[], None]) -> None:
+        try:
+            start()
+        except (TargetError, OSError) as error:
+            row.reason = str(error)
+            self._failed.setdefault(row.name, []).append(row.reason)
 
     def _try(self, row: Row, turn: Callable[[], Round | None]) -> None:
         try:
@@ -212,7 +246,10 @@ class Runner:
 
     def _floor_turn(self, point: Point, floor: Floor) -> Callable[[], Round]:
         def turn() -> Round:
-            size, count = min(point.size, floors.LARGEST), point.versions()
+            size, count = (
+                min(point.size, floors.LARGEST),
+                point.versions(),
+            )  # one stream, however many clients there are
             seconds = floor.run(size, count, self._directory)
             return Round(seconds=seconds, bytes=size * count, samples=(seconds / count,) * count)
 
@@ -237,7 +274,7 @@ class Runner:
             model=model,
             stored=scenario.stored,
             size=point.size,
-            chunk=point.chunk,
+            chunk=point.chunk or MIB,
             count=point.versions(),
             seed=b"" if scenario.fresh else SAME_CONTENT,
             warm=scenario.warm and scenario.kind == "download",
@@ -270,7 +307,7 @@ class Runner:
         scenario, point = case
         task = self._task(case, server, f"bench-{os.urandom(6).hex()}")
         # Models are made and deleted by a client that costs next to nothing to start.
-        chore = attrs.evolve(task, client=server.target.client or "frames-16k")
+        chore = attrs.evolve(task, client="http" if task.client == "http" else "frames-16k")
         self._load.run([chore])
         try:
             stages = _stages(scenario, point, task)
@@ -286,6 +323,7 @@ class Runner:
         finally:
             if not server.died():
                 self._load.run([attrs.evolve(chore, kind="delete")])
+                server.sweep()
 
     def _boot(self, case: Case, server: Server) -> Round:
         """Stops the server and starts it on what it holds, until it answers a lookup in it."""
@@ -315,10 +353,10 @@ def _stages(scenario: Scenario, point: Point, task: Task) -> list[list[Task]]:
     if scenario.kind == "fetch":
         upload = attrs.evolve(task, kind="upload", count=1)
         return [[upload], [attrs.evolve(task, kind="download", version=-1, count=1)] * point.at_once]
-    if scenario.kind in ("lookup", "watch"):
-        small = attrs.evolve(task, size=task.size or 1000)
-        return [[attrs.evolve(small, kind=scenario.kind, at_once=point.at_once)]]
-    return [[attrs.evolve(task, kind="upload" if scenario.kind == "upload" else "download")] * point.at_once]
+    if scenario.kind in ("upload", "download"):
+        return [[attrs.evolve(task, kind=scenario.kind)] * point.at_once]
+    assert scenario.kind != "boot"
+    return [[attrs.evolve(task, kind=scenario.kind, size=task.size or 1000, at_once=point.at_once)]]
 
 
 def _round_of(stages: Sequence[Sequence[Outcome]], pid: int | None, cpu_before: float) -> Round:

@@ -1,13 +1,13 @@
 """What is measured: a table. `runner` interprets it; there is no code for a scenario but what its kind needs.
 
-A scenario is measured at several points (size, chunk, how many at once). Lines through one middle point, not every combination:
-how it behaves by size, by chunk and by concurrency can be read off, and a run ends the same day.
+A scenario is measured at several points (size, chunk, how many at once). They lie on lines through one middle, not everywhere:
+how it behaves by size, by chunk and by concurrency can be read off, and a full run ends within the hour.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
@@ -16,16 +16,18 @@ from benchmarks import GIB, KIB, MIB
 
 ROUND_BYTES = 32 * MIB  # small versions are repeated in a round until they make up as much...
 ROUND_VERSIONS = 100  # ... or are as many
+DEFAULT = 0  # as chunk: what the server sends unless it is told otherwise
 
-Kind = Literal["upload", "download", "fetch", "lookup", "watch", "boot"]
+Kind = Literal["upload", "download", "fetch", "lookup", "beside", "watch", "boot"]
 Unit = Literal["MB/s", "1/s", "ms", "s", "MB"]
 LESS_IS_BETTER = frozenset({"ms", "s", "MB"})
 
 
 @attrs.frozen
 class Point:
-    """*at_once*: clients with a process and a connection each; calls in flight of one (lookup); watchers. *count*: calls of a
-    lookup, publishes of a watch, versions of a boot; versions a client moves in a round, where it is not 0 (as many as make sense).
+    """*chunk*: bytes of version data in a message, sent by the client or the server, whose doing is measured. *at_once*: clients
+    with a process and a connection each; calls in flight of one (lookup); watchers. *count*: calls of a lookup, publishes of a
+    watch, versions of a boot; versions a client moves in a round, where it is not 0 (as many as make sense).
     """
 
     size: int = 64 * MIB
@@ -36,8 +38,17 @@ class Point:
     def versions(self) -> int:
         return self.count or max(1, min(ROUND_VERSIONS, ROUND_BYTES // max(1, self.size)))
 
+    def bytes(self) -> int:
+        """Those that one round moves, of one target."""
+        return self.size * self.versions() * self.at_once
+
+    def rounds(self, usual: int) -> int:
+        """How many make sense: fewer of those that take long."""
+        return 1 if self.bytes() >= 4 * GIB else min(usual, 3) if self.bytes() >= 256 * MIB else usual
+
     def __str__(self) -> str:
-        parts = [f"{bytes_text(self.size)} in {bytes_text(min(self.chunk, self.size))}"] if self.size else []
+        chunk = bytes_text(min(self.chunk, self.size)) if self.chunk else "default"
+        parts = [f"{bytes_text(self.size)} in {chunk} chunks"] if self.size else []
         return " ".join([*parts, f"×{self.at_once}"])
 
 
@@ -54,6 +65,8 @@ class Scenario:
     unit: Unit = "MB/s"  # of the figure that rounds are summed up by
     fresh: bool = True  # false: the same content each time
     warm: bool = True  # downloads: each version has been downloaded once before it is measured
+    own: bool = False  # of modelreg only, with its own Python client beside the scenario's
+    slow: frozenset[str] = frozenset()  # targets left out, as it would take them minutes or more memory than there is
 
     def place(self, point: Point) -> str:
         return f"{point.count:,} versions" if self.kind == "boot" else str(point)
@@ -62,104 +75,139 @@ class Scenario:
         return f"{self.name}  {self.place(point)}"
 
 
-SIZES = (64 * KIB, MIB, 64 * MIB, GIB)
-CHUNKS = (16 * KIB, 64 * KIB, 256 * KIB, 2 * MIB, 4 * MIB)
-LINES = (
-    *(Point(size=size) for size in SIZES),
-    *(Point(chunk=chunk) for chunk in CHUNKS),
-    *(Point(at_once=clients) for clients in (4, 16)),
-)
-MIDDLE = Point()
+def around(
+    middle: Point, *, sizes: Sequence[int] = (), chunks: Sequence[int] = (), at_once: Sequence[int] = ()
+) -> tuple[Point, ...]:
+    """Points that differ from the middle in one thing."""
+    return (
+        *(attrs.evolve(middle, size=size) for size in sizes),
+        *(attrs.evolve(middle, chunk=chunk) for chunk in chunks),
+        *(attrs.evolve(middle, at_once=clients) for clients in at_once),
+    )
+
+
+UP, DOWN = (
+    Point(),
+    Point(chunk=DEFAULT),
+)  # the middles: what is sent is ours to choose, what is received the server's default
+LARGE = (256 * MIB, GIB)
+SIZES = (64 * KIB, MIB, 64 * MIB, *LARGE)
+CHUNKS = (16 * KIB, 64 * KIB, 256 * KIB, 4 * MIB)
 TOY = Point(size=100_000, chunk=30_000, at_once=2, count=2)
 SMALL = Point(size=64 * KIB, chunk=64 * KIB)
-NOTHING = Point(size=0, chunk=MIB)
+CALLS = Point(size=0, count=2000)
+TINY = Point(size=1000, chunk=1000)
+
 _CLIENTS = {"ccore": "the C-core client", "frames-16k": "16 KiB frames, as Go's", "frames-1m": "1 MiB frames"}
-_QUICK = {
-    ("upload", True, "ccore"): (Point(size=MIB), MIDDLE, Point(chunk=64 * KIB)),
-    ("download", True, "ccore"): (Point(size=MIB), MIDDLE, Point(chunk=64 * KIB)),
+_UPLOADS = {
+    "stored/ccore": around(UP, sizes=SIZES, chunks=CHUNKS, at_once=(4, 16)),
+    "stored/frames-16k": around(UP, sizes=LARGE),
+    "stored/frames-1m": around(UP, sizes=LARGE),
+    "transient/ccore": around(UP, sizes=(64 * KIB, MIB, 64 * MIB, GIB)),
+    "transient/frames-16k": around(UP, sizes=LARGE[:1]),
+    "transient/frames-1m": around(UP, sizes=LARGE),
 }
-
-
-def _transfers(kind: Kind) -> Iterable[Scenario]:
-    for stored in (True, False):
-        for client, words in _CLIENTS.items():
-            storage = "stored" if stored else "transient"
-            quick = _QUICK.get((kind, stored, client), (MIDDLE,) if stored or client == "frames-1m" else ())
-            yield Scenario(
-                name=f"{kind}/{storage}/{client}",
-                question=f"{kind} of {storage} versions, {words}",
-                kind=kind,
-                points=LINES,
-                quick=quick,
-                toy=TOY,
-                client=client,
-                stored=stored,
-            )
-
+_DOWNLOADS = {
+    "stored/ccore": around(DOWN, sizes=SIZES, chunks=(*CHUNKS, MIB), at_once=(4, 16)),
+    "stored/frames-16k": around(DOWN, sizes=LARGE) + around(UP, sizes=LARGE[:1]),
+    "stored/frames-1m": around(DOWN, sizes=LARGE) + around(UP, sizes=LARGE[:1]),
+    "transient/ccore": around(DOWN, sizes=(64 * KIB, MIB, 64 * MIB, GIB)),
+    "transient/frames-16k": around(DOWN, sizes=LARGE[:1]),
+    "transient/frames-1m": around(DOWN, sizes=LARGE),
+}
+_TRANSFERS: tuple[tuple[Kind, Point, dict[str, tuple[Point, ...]]], ...] = (
+    ("upload", UP, _UPLOADS),
+    ("download", DOWN, _DOWNLOADS),
+)
+_QUICK = {"stored/ccore": around(UP, sizes=(MIB, 64 * MIB)), "stored/frames-16k": (UP,), "transient/frames-1m": (UP,)}
 
 SCENARIOS: tuple[Scenario, ...] = (
-    *_transfers("upload"),
-    *_transfers("download"),
     *(
         Scenario(
-            name=f"first-download/{client}",
-            question="download of stored versions that nobody has read since they were stored",
-            kind="download",
-            points=(Point(count=1), Point(size=GIB, count=1)),  # of several, all but one would be warm
-            quick=(),
-            toy=attrs.evolve(TOY, count=1),
+            name=f"{kind}/{name}",
+            question=f"{kind} of {storage} versions, {_CLIENTS[client]}",
+            kind=kind,
+            points=points,
+            quick=tuple(attrs.evolve(point, chunk=middle.chunk) for point in _QUICK.get(name, ())),
+            toy=TOY,
             client=client,
-            warm=False,
+            stored=storage == "stored",
         )
-        for client in ("ccore", "frames-1m")
+        for kind, middle, table in _TRANSFERS
+        for name, points in table.items()
+        for storage, client in (name.split("/"),)
     ),
     *(
         Scenario(
-            name=f"publish/{'stored' if stored else 'transient'}/{client}",
+            name=f"publish/{storage}/{client}",
             question="small versions published a second, by each client one after the other",
             kind="upload",
-            points=tuple(attrs.evolve(SMALL, at_once=clients) for clients in (1, 4, 16)),
+            points=around(SMALL, at_once=(1, 4, 16) if client == "ccore" else (1,)),
             quick=(SMALL,) if client == "ccore" else (),
-            toy=Point(size=1000, chunk=1000, count=5),
+            toy=attrs.evolve(TINY, count=5),
             client=client,
-            stored=stored,
+            stored=storage == "stored",
             unit="1/s",
         )
-        for stored in (False, True)
+        for storage in ("transient", "stored")
         for client in ("ccore", "frames-16k")
+    ),
+    *(
+        Scenario(
+            name=f"client/{storage}-{kind}",
+            question=f"modelreg's own Python client beside the C core's: {kind} of {storage} versions, hashed by the own client",
+            kind=kind,
+            points=around(middle, sizes=(64 * KIB, *LARGE) if storage == "stored" else LARGE[:1]),
+            quick=(),
+            toy=TOY,
+            stored=storage == "stored",
+            own=True,
+        )
+        for kind, middle, _ in _TRANSFERS
+        for storage in ("stored", "transient")
     ),
     *(
         Scenario(
             name=f"lookup/{client}",
             question="one version looked up, calls a second",
             kind="lookup",
-            points=tuple(attrs.evolve(NOTHING, at_once=calls, count=2000) for calls in (1, 20)),
-            quick=tuple(attrs.evolve(NOTHING, at_once=calls, count=1000) for calls in (1, 20)),
-            toy=attrs.evolve(NOTHING, at_once=4, count=20),
+            points=around(CALLS, at_once=(1, 20)),
+            quick=around(attrs.evolve(CALLS, count=1000), at_once=(20,)) if client == "ccore" else (),
+            toy=attrs.evolve(CALLS, at_once=4, count=20),
             client=client,
             unit="1/s",
         )
         for client in ("ccore", "frames-16k")
+    ),
+    Scenario(
+        name="lookup/beside-download",
+        question="a version looked up again and again while another is downloaded, on the same connection",
+        kind="beside",
+        points=(Point(size=GIB, chunk=DEFAULT, count=1),),
+        quick=(),
+        toy=attrs.evolve(TOY, size=5_000_000, at_once=1, count=1),
+        client="frames-16k",
+        unit="ms",
     ),
     *(
         Scenario(
             name=f"store-then-fetch/{client}",
             question="a version stored by one, then at once fetched by eight: until the last has it",
             kind="fetch",
-            points=(Point(at_once=8), Point(size=256 * MIB, at_once=8)),
-            quick=(Point(at_once=8),) if client == "frames-16k" else (),
+            points=around(Point(chunk=DEFAULT, at_once=8, count=1), sizes=sizes),
+            quick=(Point(chunk=DEFAULT, at_once=8, count=1),) if client == "frames-16k" else (),
             toy=attrs.evolve(TOY, at_once=3),
             client=client,
             unit="s",
         )
-        for client in ("ccore", "frames-16k", "frames-1m")
+        for client, sizes in (("ccore", (64 * MIB, 256 * MIB)), ("frames-16k", (256 * MIB,)))
     ),
     Scenario(
         name="same-content/ccore",
         question="the same content stored again and again: what deduplication gives",
         kind="upload",
-        points=(MIDDLE, SMALL),
-        quick=(MIDDLE,),
+        points=(UP, SMALL),
+        quick=(),
         toy=TOY,
         fresh=False,
     ),
@@ -167,9 +215,9 @@ SCENARIOS: tuple[Scenario, ...] = (
         name="watch",
         question="from the reply of a publish until the last watcher has it",
         kind="watch",
-        points=tuple(Point(size=1000, chunk=1000, at_once=watchers, count=20) for watchers in (1, 100, 1000)),
-        quick=(Point(size=1000, chunk=1000, at_once=100, count=10),),
-        toy=Point(size=1000, chunk=1000, at_once=5, count=3),
+        points=around(attrs.evolve(TINY, count=20), at_once=(1, 100, 1000)),
+        quick=(attrs.evolve(TINY, count=10, at_once=100),),
+        toy=attrs.evolve(TINY, count=3, at_once=5),
         client="frames-16k",
         stored=False,
         unit="ms",
@@ -184,25 +232,19 @@ SCENARIOS: tuple[Scenario, ...] = (
         client="frames-16k",
         unit="s",
     ),
-    Scenario(
-        name="memory/upload",
-        question="peak memory of one large upload",
-        kind="upload",
-        points=(Point(size=4 * GIB, count=1),),
-        quick=(Point(size=256 * MIB, count=1),),
-        toy=TOY,
-        client="frames-1m",
-        unit="MB",
-    ),
-    Scenario(
-        name="memory/download",
-        question="peak memory of one large download",
-        kind="download",
-        points=(Point(size=4 * GIB, count=1),),
-        quick=(),
-        toy=TOY,
-        client="frames-1m",
-        unit="MB",
+    *(
+        Scenario(
+            name=f"memory/{kind}",
+            question=f"peak memory of one large {kind}",
+            kind=kind,
+            points=(attrs.evolve(middle, size=4 * GIB, count=1),),
+            quick=(attrs.evolve(middle, size=256 * MIB, count=1),) if kind == "upload" else (),
+            toy=TOY,
+            client="frames-1m",
+            unit="MB",
+            warm=False,
+        )
+        for kind, middle, _ in _TRANSFERS
     ),
     Scenario(
         name="memory/many-uploads",
@@ -213,6 +255,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         toy=attrs.evolve(TOY, at_once=4),
         client="frames-1m",
         unit="MB",
+        slow=frozenset({"purerpc", "docker-registry"}),
     ),
 )
 
@@ -225,19 +268,19 @@ def choose(
     """The cases to run. Sizes, chunks and concurrencies replace those of the scenarios' points, all combinations of them. A
     scenario that is named runs in full where the short default has nothing of it.
     """
-    cases: list[Case] = []
+    cases: dict[Case, None] = {}
     for scenario in SCENARIOS:
         if patterns and not any(fnmatch.fnmatch(scenario.name, pattern) for pattern in patterns):
             continue
         points = scenario.points if full or (patterns and not scenario.quick) else scenario.quick
         for point in points:
-            for size in sizes if scenario.kind in ("upload", "download", "fetch") and sizes else (point.size,):
+            for size in (
+                sizes if scenario.kind in ("upload", "download", "fetch", "beside") and sizes else (point.size,)
+            ):
                 for chunk in chunks if point.size and chunks else (point.chunk,):
                     for clients in at_once or (point.at_once,):
-                        case = (scenario, attrs.evolve(point, size=size, chunk=chunk, at_once=clients))
-                        if case not in cases:
-                            cases.append(case)
-    return cases
+                        cases[scenario, attrs.evolve(point, size=size, chunk=chunk, at_once=clients)] = None
+    return list(cases)
 
 
 def bytes_text(value: int) -> str:

@@ -57,8 +57,9 @@ def _module(name: str) -> Callable[[Path, int], list[str]]:
 
 
 def _modelreg(directory: Path, chunk: int) -> list[str]:
-    options = ["--host=127.0.0.1", "--port=0", f"--archive_dir={directory}", f"--sent_version_chunk_size={chunk}"]
-    return [sys.executable, "-m", "modelreg", "serve", *options, "--log_level=warning"]
+    options = ["--host=127.0.0.1", "--port=0", f"--archive_dir={directory}", "--log_level=warning"]
+    options += [f"--sent_version_chunk_size={chunk}"] if chunk else []
+    return [sys.executable, "-m", "modelreg", "serve", *options]
 
 
 def _docker_registry(directory: Path, _chunk: int) -> list[str]:
@@ -68,12 +69,14 @@ def _docker_registry(directory: Path, _chunk: int) -> list[str]:
 
 
 _BYTES = frozenset({"upload", "download", "fetch"})
+_CALLS = frozenset({"lookup", "beside", "watch"})
 
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """*command* gives the command line for a directory and the size of the chunks to send. *kinds* are those of scenarios that
-    it can do; *transient* says whether it has versions that are not stored. *checked* is false where replies are made up.
+    """*command* gives the command line for a directory and the size of the chunks to send, 0 for its default. *kinds* are those
+    of scenarios that it can do; *transient* says whether it has versions that are not stored. *checked* is false where replies
+    are made up. *sweep* is the part of the directory that is emptied after each round, where there's no call for that.
     """
 
     name: str
@@ -81,19 +84,19 @@ class Target:
     command: Callable[[Path, int], list[str]] | None = None
     address: str = ""  # of one that runs already
     client: str = ""  # instead of the scenario's
-    kinds: frozenset[str] = _BYTES | {"lookup", "watch", "boot"}
+    kinds: frozenset[str] = _BYTES | _CALLS
     transient: bool = True
     checked: bool = True
+    sweep: str = ""
 
 
 TARGETS = (
-    Target(name="modelreg", meaning="this project", command=_modelreg),
+    Target(name="modelreg", meaning="this project", command=_modelreg, kinds=_BYTES | _CALLS | {"boot"}),
     Target(name="purerpc", meaning="modelreg on purerpc's own transport", command=_module("benchmarks.purerpc_server")),
     Target(
         name="reference",
         meaning="a plain server on gRPC's C core (grpcio, threads)",
         command=_module("benchmarks.reference"),
-        kinds=_BYTES | {"lookup", "watch"},
     ),
     Target(
         name="docker-registry",
@@ -102,14 +105,16 @@ TARGETS = (
         client="http",
         kinds=_BYTES - {"fetch"},
         transient=False,
+        sweep="data",
     ),
 )
+# The same target, for scenarios of its own Python client: on asyncio, and the twin for programs without an event loop.
+OWN = tuple(attrs.evolve(TARGETS[0], name=f"{client} client", client=client) for client in ("asyncio", "blocking"))
 # Not a target but a limit: the same client, against a server that does nothing.
 NULL = Target(
     name="null server",
     meaning="the client's own limit: a server that does nothing",
-    command=lambda _, chunk: [sys.executable, "-m", "benchmarks.null", str(chunk)],
-    kinds=_BYTES | {"lookup"},
+    command=_module("benchmarks.null"),
     checked=False,
 )
 
@@ -160,6 +165,10 @@ class Server:
     def last_words(self) -> str:
         lines = self._output.read_text(errors="replace").strip().splitlines() if self._output.exists() else []
         return f": {lines[-1][:300]}" if lines else ""
+
+    def sweep(self) -> None:
+        if self.target.sweep:
+            shutil.rmtree(self.directory / self.target.sweep, ignore_errors=True)
 
     def died(self) -> bool:
         return self._process is not None and self._process.poll() is not None

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from multiprocessing.connection import Connection
+from typing import Any, Literal, Protocol
 
 import attrs
 
@@ -14,7 +15,11 @@ from benchmarks import MIB
 
 BLOCK_BYTES = 16 * MIB  # of random bytes, made anew for each round by each load process: 50 ms
 
-TaskKind = Literal["create", "delete", "verify", "upload", "download", "lookup", "watch"]
+TaskKind = Literal["create", "delete", "verify", "upload", "download", "lookup", "beside", "watch"]
+
+
+class WrongReply(Exception):
+    """A target answered, but not with what was sent to it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +50,7 @@ class Outcome:
     end: float
     cpu: float  # seconds of this process's
     bytes: int
-    samples: tuple[float, ...]  # seconds: of each version, call, or watcher
+    samples: tuple[float, ...]  # seconds: of each version, call, or publish
 
 
 class Payload:
@@ -83,7 +88,7 @@ class Payload:
         return base64.b64encode(sha.digest()).decode()
 
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class Client(Protocol):
@@ -101,5 +106,8 @@ class Client(Protocol):
 
     def lookups(self, task: Task, version: int) -> list[float]:
         """Looks one version up *count* times, *at_once* in flight; the seconds each took."""
+
+    def idle(self, pipe: Connection[Any, Any]) -> None:
+        """Returns when something can be read from *pipe*, and answers until then what the server asks (PING)."""
 
     def close(self) -> None: ...

@@ -11,11 +11,13 @@ from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from multiprocessing.connection import Connection
+from typing import Any
 
 import grpc
 
-from benchmarks.clients import Payload, Task, Work
-from benchmarks.clients.messages import SERVICE, WrongReply, check_created, chunk_data, chunk_messages, header
+from benchmarks.clients import Payload, Task, Work, WrongReply
+from benchmarks.clients.messages import SERVICE, check_created, chunk_data, chunk_messages, header
 from benchmarks.http2 import chunk_bytes
 from modelreg.api import model_registry_pb2 as pb
 
@@ -82,6 +84,9 @@ class CCoreClient:
             return some(task.count)
         with ThreadPoolExecutor(task.at_once) as pool:
             return list(chain.from_iterable(pool.map(some, [task.count // task.at_once] * task.at_once)))
+
+    def idle(self, pipe: Connection[Any, Any]) -> None:
+        pass  # it has threads of its own
 
     def _unary(self, method: str) -> Callable[..., bytes]:
         return self._channel.unary_unary(SERVICE + method)  # type: ignore[no-any-return]

@@ -7,15 +7,16 @@ stream window is large enough not to be what is measured. See `http2` for how it
 from __future__ import annotations
 
 import hashlib
-import select
 import socket
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from multiprocessing import connection as pipes
+from typing import Any
 
 from benchmarks import MIB
-from benchmarks.clients import Payload, Task, Work
-from benchmarks.clients.messages import SERVICE, WrongReply, check_created, chunk_data, chunk_messages, framed, header
+from benchmarks.clients import Payload, Task, Work, WrongReply
+from benchmarks.clients.messages import SERVICE, check_created, chunk_data, chunk_messages, framed, header
 from benchmarks.http2 import Connection, PeerError, Stream
 from modelreg.api import model_registry_pb2 as pb
 
@@ -68,9 +69,11 @@ class FramesClient:
     def __init__(self, address: str, frame_bytes: int, timeout: float) -> None:
         self.address, self.frame_bytes, self.timeout = address, frame_bytes, timeout
         self._connection = FrameConnection(address, frame_bytes, timeout)
+        self._connections = {self._connection.socket: self._connection}
 
     def close(self) -> None:
-        self._connection.close()
+        for connection in self._connections.values():
+            connection.close()
 
     def create_model(self, model: str) -> None:
         request = pb.CreateOrUpdateModelRequest(model_info=pb.ModelInfo(model_id=model))
@@ -130,6 +133,20 @@ class FramesClient:
                 samples.append(now - flying.pop(stream))
         return samples
 
+    def beside(self, task: Task, version: int) -> list[float]:
+        """Looks a version up as often as it can while it is downloaded; the seconds each took."""
+        download = pb.RetrieveVersionDataRequest(model_id=task.model, version_number=version).SerializeToString()
+        request = pb.RetrieveVersionInfosRequest(model_id=task.model, version_numbers=[version]).SerializeToString()
+        stream = self._connection.ask("RetrieveVersionData", download)
+        stream.keep = 0
+        samples = []
+        while not stream.ended:
+            start = time.monotonic()
+            self._connection.call("RetrieveVersionInfos", request)
+            samples.append(time.monotonic() - start)
+        stream.check()
+        return samples
+
     def prepare_watch(self, task: Task) -> Callable[[], list[float]]:
         """The work that publishes *count* versions, one after the other when all watchers have the one before. Returns for
         each of them the seconds from the reply of its publish until the last watcher had it.
@@ -138,30 +155,34 @@ class FramesClient:
         self.prepare_upload(task, payload.fresh())()
         uploads = [self.prepare_upload(task, payload.fresh()) for _ in range(task.count)]
         request = pb.VersionUpdateRequest(model_id=task.model).SerializeToString()
-        poll = select.poll()
-        connections: dict[int, FrameConnection] = {}
-        watchers: list[Stream] = []
-        while len(watchers) < task.at_once:
+        watchers: dict[socket.socket, list[Stream]] = {}
+        left = task.at_once
+        while left:
             connection = FrameConnection(self.address, self.frame_bytes, self.timeout)
-            connections[connection.socket.fileno()] = connection
-            poll.register(connection.socket, select.POLLIN)
-            some = min(WATCHERS_PER_CONNECTION, connection.peer_streams, task.at_once - len(watchers))
-            watchers += [connection.ask("VersionUpdate", request) for _ in range(some)]
+            some = min(WATCHERS_PER_CONNECTION, connection.peer_streams, left)
+            self._connections[connection.socket] = connection
+            watchers[connection.socket] = [connection.ask("VersionUpdate", request) for _ in range(some)]
+            left -= some
 
         def wait(seen: int) -> None:
             """Until every watcher has got as many updates."""
-            deadline = time.monotonic() + self.timeout
-            while min(len(stream.messages) for stream in watchers) < seen:
-                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+
+            def heard(streams: list[Stream]) -> bool:
+                if any(stream.ended for stream in streams):
+                    raise WrongReply("a watch ended")
+                return all(len(stream.messages) >= seen for stream in streams)
+
+            waiting = {sock: streams for sock, streams in watchers.items() if not heard(streams)}
+            while waiting:
+                ready = pipes.wait(waiting, self.timeout)
                 if not ready:
-                    late = sum(len(stream.messages) < seen for stream in watchers)
-                    raise PeerError(f"{late} of {len(watchers)} watchers did not hear of a version")
-                for descriptor, _ in ready:
-                    connections[descriptor].receive()
-                for stream in watchers:
-                    if stream.ended:
-                        stream.check()
-                        raise WrongReply("a watch ended")
+                    late = sum(len(stream.messages) < seen for streams in waiting.values() for stream in streams)
+                    raise PeerError(f"{late} of {task.at_once} watchers did not hear of a version")
+                for sock in ready:
+                    assert isinstance(sock, socket.socket)
+                    self._connections[sock].receive()
+                    if heard(waiting[sock]):
+                        del waiting[sock]
 
         wait(1)
 
@@ -172,8 +193,12 @@ class FramesClient:
                 replied = time.monotonic()
                 wait(number)
                 delays.append(time.monotonic() - replied)
-            for connection in connections.values():
-                connection.close()
             return delays
 
         return publish
+
+    def idle(self, pipe: pipes.Connection[Any, Any]) -> None:
+        while pipe not in (ready := pipes.wait([pipe, *self._connections])):
+            for sock in ready:
+                assert isinstance(sock, socket.socket)
+                self._connections[sock].receive()

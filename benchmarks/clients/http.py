@@ -9,11 +9,12 @@ import socket
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPResponse
+from multiprocessing.connection import Connection
+from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.clients import Payload, Task, Work
-from benchmarks.clients.messages import WrongReply
-from benchmarks.http2 import BATCH_BUFFERS, BATCH_BYTES, READ_BYTES
+from benchmarks.clients import Payload, Task, Work, WrongReply
+from benchmarks.http2 import BATCH_BUFFERS, BATCH_BYTES, READ_BYTES, send_all
 
 
 class HttpClient:
@@ -30,7 +31,7 @@ class HttpClient:
         pass  # a repository exists once something is in it
 
     def delete_model(self, model: str) -> None:
-        pass  # there is no such call; the directory goes with the scenario
+        pass  # there is no call that frees space; the harness removes the files, see `targets`
 
     def prepare_upload(self, task: Task, payload: Payload) -> Callable[[], int]:
         pieces = [part for piece in payload.pieces() for part in piece]
@@ -74,18 +75,18 @@ class HttpClient:
     def lookups(self, task: Task, version: int) -> list[float]:
         raise NotImplementedError("a blob store has nothing to look up")
 
+    def idle(self, pipe: Connection[Any, Any]) -> None:
+        pass  # HTTP/1.1 asks nothing
+
     def _send(self, pieces: list[bytes | memoryview]) -> None:
+        """In batches, as one write for each piece would be what is measured."""
         batch: list[bytes | memoryview] = []
         size = 0
         for number, piece in enumerate(pieces, 1):
             batch.append(piece)
             size += len(piece)
             if size >= BATCH_BYTES or len(batch) == BATCH_BUFFERS or number == len(pieces):
-                sent = self._connection.sock.sendmsg(batch)
-                for part in batch:  # what a socket with a time limit did not take at once
-                    if sent < len(part):
-                        self._connection.sock.sendall(memoryview(part)[sent:])
-                    sent = max(0, sent - len(part))
+                send_all(self._connection.sock, batch)
                 batch, size = [], 0
 
     def _ask(self, method: str, path: str, status: int) -> HTTPResponse:

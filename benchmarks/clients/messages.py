@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.clients import Payload, Task
+from benchmarks.clients import Payload, Task, WrongReply
 from benchmarks.http2 import bytes_field, message_prefix
 from modelreg.api import model_registry_pb2 as pb
 
 SERVICE = "/cogmentAPI.ModelRegistrySP/"
-
-
-class WrongReply(Exception):
-    """A target answered, but not with what was sent to it."""
 
 
 def header(task: Task) -> bytes:

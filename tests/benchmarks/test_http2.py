@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import Pipe
 
 import h2.config
 import h2.connection
@@ -158,27 +160,12 @@ def test_no_more_streams_than_allowed_and_headers_stay_right() -> None:
 
 
 def pair(window: int = 100_000) -> tuple[Connection, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return ReadyConnection(ours, frame_bytes=16_384, window=window, timeout=0.2, client=True), theirs
-
-
-class ReadyConnection(Connection):
-    def __init__(self, sock: socket.socket, **options: object) -> None:
-        super().__init__(_Tcp(sock), **options)  # type: ignore[arg-type]
-
-
-class _Tcp:
-    """A socket pair that takes TCP's options."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def setsockopt(self, level: int, *rest: object) -> None:
-        if level != socket.IPPROTO_TCP:
-            self._sock.setsockopt(level, *rest)  # type: ignore[call-overload]
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._sock, name)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), 10)
+        theirs, _ = listener.accept()
+    ours.settimeout(None)
+    theirs.settimeout(10)
+    return Connection(ours, frame_bytes=16_384, window=window, timeout=0.2, client=True), theirs
 
 
 @pytest.mark.parametrize(
@@ -208,4 +195,22 @@ def test_going_away_and_a_lost_connection_are_told() -> None:
     with pytest.raises(PeerError, match="GOAWAY, code 11"):
         while True:
             connection.receive()
+    connection.close()
+
+
+def test_an_idle_client_answers_pings() -> None:
+    """A load process waits for others to be ready, at times longer than servers wait for an answer."""
+    client = FramesClient.__new__(FramesClient)
+    connection, theirs = pair()
+    client._connections = {connection.socket: connection}  # type: ignore[dict-item]
+    ours, word = Pipe()
+    with theirs, ours, word, ThreadPoolExecutor(1) as pool:
+        idling = pool.submit(client.idle, ours)
+        theirs.sendall(frame(6, 0, 0, b"how long"))
+        answer = b""
+        while frame(6, 1, 0, b"how long") not in answer:
+            answer += theirs.recv(1000)
+        assert not idling.done()
+        word.send(None)
+        idling.result(10)
     connection.close()
