@@ -319,7 +319,7 @@ def test_status(run: Run) -> None:
         (["push", "x", "/nowhere"], 2, "/nowhere"),
         (["push", "x", "/dev/null", "-p", "=1"], 2, "name=value"),
         (["pull"], 2, "'modelreg pull --help'"),
-        (["pul"], 2, "'pull'?"),
+        (["pul"], 2, "'pul'"),
         (["models", "--what"], 2, "'modelreg models --help'"),
     ],
 )
