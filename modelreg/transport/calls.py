@@ -220,8 +220,10 @@ class Call:
             argument: object = requests if method.request_stream else await requests.only()
             if method.reply_stream:
                 async with aclosing(method.function(argument, request=request)) as replies:
+                    await self._gate.wait()  # a reply that's there takes memory, too
                     async for reply in replies:
                         await self._send(reply)
+                        await self._gate.wait()
                 self._core.finish(self.stream, 0, "")
             else:
                 reply = await cast(Awaitable[object], method.function(argument, request=request))
@@ -241,7 +243,6 @@ class Call:
         """Queue one message of a reply; returns when there is room for the next one."""
         stream = self.stream
         core = self._core
-        await self._gate.wait()
         message = _message(reply)
         core.send_message(stream, message)
         if isinstance(message, FileMessage):

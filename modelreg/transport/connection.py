@@ -43,6 +43,10 @@ FLUSH_TIMEOUT = 2.0
 """Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
 
 
+STOPPED_PER_TURN = 100
+"""Calls that are cancelled before other tasks get their turn."""
+
+
 class Shared:
     """What all connections of a server have in common."""
 
@@ -97,6 +101,7 @@ class Connection:
                     await self._read()
                 except ConnectionFault as fault:
                     await self._end(fault)
+                await self._stop_calls(StatusCode.CANCELLED, "the connection is closed")
                 nursery.cancel_scope.cancel()
         except Exception as error:
             self._shared.logger.exception("a connection failed", exc_info=error)
@@ -279,8 +284,7 @@ class Connection:
         """
         self._failed = True
         self.core.fail(fault.code, str(fault))
-        for call in self.calls.values():
-            call.cancel(StatusCode.UNAVAILABLE, "the connection is closed")
+        await self._stop_calls(StatusCode.UNAVAILABLE, "the connection is closed")
         with trio.move_on_after(FLUSH_TIMEOUT):
             await self._flushed.wait()
             memory = memoryview(bytearray(LINGER_BYTES))
@@ -295,6 +299,13 @@ class Connection:
                         memory = memory[count:]
             except LOST:
                 pass
+
+    async def _stop_calls(self, code: StatusCode, message: str) -> None:
+        """Cancel the calls, a few at a time: what thousands do at their end would hold up everybody if they did it in one turn."""
+        for number, call in enumerate(list(self.calls.values()), 1):
+            call.cancel(code, message)
+            if number % STOPPED_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
 
     def _cancel(self) -> None:
         if self._nursery is not None:

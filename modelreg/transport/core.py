@@ -75,6 +75,7 @@ class Core:
         self._buffer: Buffer | None = None
         self._recv_window = 65535
         self._data_stream: Stream | None = None
+        self._data_length = 0  # of its frame, padding included
         self._meters = AbuseMeters()
         self.outbound.control(self.engine.pending())
         self._top_up(CONNECTION_WINDOW - self._recv_window)
@@ -118,6 +119,7 @@ class Core:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more than the connection's window")
             self._top_up(CONNECTION_WINDOW - self._recv_window)
         self.payload_received += length
+        self._data_length = length
         stream = self.streams.get(stream_id)
         if length == 0 and not end_stream:
             self._count(frames.DATA)
@@ -150,6 +152,8 @@ class Core:
                 self.engine.stray_data(stream_id, end_stream)
         elif not stream.closed:
             if padding:
+                if padding == self._data_length and not end_stream:
+                    self._count(frames.DATA)  # as empty as without padding
                 stream.recv_total -= padding
                 self.consumed(stream, padding)
             if end_stream:
