@@ -107,14 +107,17 @@ class Ended(Exception):
 class Server:
     """A registry in a process of its own; made by :meth:`Launcher.start` only."""
 
-    def __init__(self, launcher: Launcher, pid: int, output: int, errors: int) -> None:
+    def __init__(self, launcher: Launcher, archive_dir: Path, pid: int, output: int, errors: int, counts: int) -> None:
         self._launcher = launcher
+        self.archive_dir = archive_dir
         self.pid = pid
         self.code: int | None = None
         self.log: list[dict[str, Any]] = []
         self._news = threading.Condition()
         self._ended = False
         self._errors = os.fdopen(errors)
+        with os.fdopen(counts) as file:
+            self._counts = memoryview(mmap.mmap(file.fileno(), 16)).cast("q")
         self._reader = threading.Thread(target=self._read_log, args=(os.fdopen(output),), daemon=True)
         self._reader.start()
 
@@ -144,8 +147,23 @@ class Server:
         return line
 
     @property
+    def port(self) -> int:
+        port: int = self.wait_for_log("serving")["port"]
+        return port
+
+    @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.wait_for_log('serving')['port']}"
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks it has."""
+        return self._counts[0]
+
+    @property
+    def most_tasks(self) -> int:
+        """How many it has had at most."""
+        return self._counts[1]
 
     @contextmanager
     def calls(self) -> Iterator[Calls]:
@@ -203,17 +221,44 @@ class Launcher:
 
     def launch(self, archive_dir: Path, *options: str, files: int | None = None) -> Server:
         """Start a server, and don't wait for it. *files* is how many descriptors it may have."""
-        arguments = ["serve", "--port=0", "--log_format=json", f"--archive_dir={archive_dir}", *options]
+        arguments = ["--port=0", "--log_format=json", f"--archive_dir={archive_dir}", *options]
+        with open(os.devnull) as nothing:
+            started = self._spawn("serve", arguments, nothing.fileno(), files)
+        server = Server(self, archive_dir, *started)
+        self._servers.append(server)
+        return server
+
+    def _spawn(
+        self, what: str, arguments: list[Any], stdin: int, files: int | None = None
+    ) -> tuple[int, int, int, int]:
+        """Start something; returns its process id, and descriptors of its output, its errors and its counts of tasks."""
         output, its_output = os.pipe()
         errors, its_errors = os.pipe()
-        message = json.dumps({"serve": arguments, "files": files}).encode()
-        socket.send_fds(self._socket, [message], [its_output, its_errors])
+        counts = os.memfd_create("tasks")
+        os.ftruncate(counts, 16)
+        order = json.dumps({"start": what, "arguments": arguments, "files": files}).encode()
+        socket.send_fds(self._socket, [order], [stdin, its_output, its_errors, counts])
         pid = self._answer()
         os.close(its_output)
         os.close(its_errors)
-        server = Server(self, pid, output, errors)
-        self._servers.append(server)
-        return server
+        return pid, output, errors, counts
+
+    @contextmanager
+    def canary(self, server: Server) -> Iterator[None]:
+        """Another client, in a process of its own, calls all the time: none of its calls may take 100 ms."""
+        its_stdin, stdin = os.pipe()
+        pid, output, errors, counts = self._spawn("canary", [server.port, server.pid], its_stdin)
+        os.close(its_stdin)
+        os.close(counts)
+        with os.fdopen(output) as said, os.fdopen(errors) as complaints:
+            try:
+                assert said.readline() == '"singing"\n', complaints.read()
+                yield
+            finally:
+                os.close(stdin)
+                code = self.wait(pid)
+            assert code == 0, complaints.read()
+            assert json.loads(said.read()) < 0.1
 
     def start(self, archive_dir: Path, *options: str, files: int | None = None) -> Server:
         """Start a server, and wait until it serves. Raises Ended where it doesn't."""

@@ -21,6 +21,7 @@ import trio
 
 from modelreg import server
 from modelreg.settings import Settings
+from tests.support import measures
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -186,10 +187,8 @@ class ServerProgram:
         return self._stderr.read()
 
     def peak_memory_bytes(self) -> int:
-        """The most memory it has had so far, as the kernel has it (VmHWM in proc(5))."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        """The most memory it has had so far."""
+        return measures.peak_memory_bytes(self.process.pid)
 
 
 @contextlib.contextmanager

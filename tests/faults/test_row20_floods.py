@@ -1,0 +1,68 @@
+"""Row 20: floods of PING, SETTINGS, empty DATA, PRIORITY, WINDOW_UPDATE, whether the client reads or not: GOAWAY
+ENHANCE_YOUR_CALM; the canary is unharmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from modelreg.transport import frames
+from modelreg.transport.faults import ErrorCode
+from tests.faults.abuse import WATCH, back_at, begin, create, settled
+from tests.faults.crash import Launcher
+from tests.support.h2client import H2Client, connected, data, settings
+from tests.support.measures import memory_bytes, peak_memory_bytes
+
+MIB = 1 << 20
+
+FLOODS = {
+    "ping": frames.ping(bytes(8)),
+    "settings": settings({}),
+    "changing settings": settings({4: 70_000}),
+    "empty data": data(1),
+    "padding": data(1, padding=255),
+    "priority": frames.frame_header(5, frames.PRIORITY, 0, 1) + bytes(5),
+    "window update": frames.window_update(1, 1),
+    "window update of the connection": frames.window_update(0, 1),
+    "reset of a stream that has ended": frames.rst_stream(1, 8),
+    "unknown": frames.frame_header(0, 0x99, 0, 0),
+}
+
+
+async def flood(client: H2Client, frame: bytes, *, reads: bool) -> None:
+    """Send a frame 100,000 times, or until the connection is closed."""
+    async with trio.open_nursery() as nursery:
+        if reads:
+
+            async def read() -> None:
+                await client.until_closed()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(read)
+        for _ in range(100):
+            await client.try_send(frame * 1000)
+        if not reads:
+            await client.until_closed()
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
+@pytest.mark.parametrize("name", FLOODS)
+async def test_floods(launcher: Launcher, memory_path: Path, name: str, reads: bool) -> None:
+    server = launcher.start(memory_path / "archive")
+    async with connected(server.port) as client:
+        await create(client)
+    before, memory = await settled(server), memory_bytes(server.pid)
+    with launcher.canary(server):
+        for _ in range(3):
+            async with connected(server.port) as client:
+                # Data may come for a call that waits for more of it; everything else for a watch.
+                if name in ("empty data", "padding"):
+                    await begin(client, "CreateVersion", b"", whole=False)
+                else:
+                    await begin(client, "VersionUpdate", WATCH)
+                await flood(client, FLOODS[name], reads=reads)
+                assert [frame.code for frame in client.goaways] == [ErrorCode.ENHANCE_YOUR_CALM]
+    await back_at(server, before)
+    assert peak_memory_bytes(server.pid) - memory < 8 * MIB
