@@ -15,6 +15,8 @@ from modelreg.storage.writers import SMALL_BYTES
 
 class _Incoming(Protocol):
     async def write(self, data: memoryview) -> None: ...
+    def room(self, limit: int) -> memoryview | None: ...
+    def filled(self, count: int) -> None: ...
     async def finish(self) -> bytes: ...
 
 
@@ -38,6 +40,18 @@ class Upload:
             msg = f"more data came than the {self._header.size} bytes that data_size announced"
             raise InvalidArgument(msg)
         await self._incoming.write(data)
+
+    def room(self, limit: int) -> memoryview | None:
+        """Memory for up to *limit* of the next bytes, in place of :meth:`write`: to be filled at once, and told to
+        :meth:`filled`. None where there's none just now, or where they are more than announced: then it's for
+        :meth:`write` to wait, or to say so.
+        """
+        return self._incoming.room(min(limit, self._header.size - self._received))
+
+    def filled(self, count: int) -> None:
+        """The next *count* bytes are where :meth:`room` has said."""
+        self._received += count
+        self._incoming.filled(count)
 
     async def commit(self) -> VersionInfo:
         """All bytes have come: give the version its number and make it available; a stored one is durable when this

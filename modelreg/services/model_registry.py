@@ -18,7 +18,7 @@ from modelreg.services import handles
 from modelreg.services.authentication import Tokens
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.upload_body import Item
-from modelreg.transport import FileMessage, Request
+from modelreg.transport import FileMessage, LandsData, Request
 
 # The release of the interface that this is.
 COGMENT_API_VERSION = "2.22.0"
@@ -83,6 +83,8 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         if known is not None:
             return api.CreateVersionReply(version_info=version_message(known))
         async with self._registry.upload(announced) as upload:
+            if isinstance(messages, LandsData):
+                messages.land_in(upload)
             async for item in messages:
                 if isinstance(item, memoryview):
                     await upload.write(item)

@@ -53,6 +53,10 @@ class ChunkDecoder:
         self._form = _Form.UNDECIDED
         self._collected = bytearray()
 
+    @property
+    def passing_on(self) -> bool:
+        return self._form is _Form.DATA
+
     def begin(self, length: int) -> None:
         self._length = length
         self._form = _Form.UNDECIDED

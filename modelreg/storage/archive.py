@@ -53,6 +53,14 @@ class Incoming:
         """Take the next bytes; *data* may be reused when this returns."""
         await self._writer.write(data)
 
+    def room(self, limit: int) -> memoryview | None:
+        """Memory for up to *limit* of the next bytes, in place of :meth:`write`; None where there's none just now."""
+        return self._writer.room(limit)
+
+    def filled(self, count: int) -> None:
+        """The next *count* bytes are where :meth:`room` has said."""
+        self._writer.filled(count)
+
     async def finish(self) -> bytes:
         """No more bytes come: the SHA-256 of all there were. Nothing is durable yet."""
         self.digest = await self._writer.finish()
@@ -139,10 +147,7 @@ class Archive:
         await self.threads.file(sidecars.write_model, self._layout, record)
 
     async def delete_model(self, model_id: str) -> None:
-        """Delete a model's records: all at once, by moving its directory away.
-
-        Its blobs are the caller's to release.
-        """
+        """Delete a model's records: all at once, by moving its directory away. Its blobs are the caller's to release."""
         await self.threads.file(self._delete_model, model_id)
 
     def _delete_model(self, model_id: str) -> None:

@@ -95,10 +95,16 @@ class Buffer:
     def content(self) -> memoryview:
         return self.view[: self.filled]
 
+    @property
+    def room(self) -> memoryview:
+        """What isn't filled yet."""
+        return self.view[self.filled :]
+
     def fill(self, data: memoryview) -> int:
         """Copy as much of *data* as fits; returns how much."""
-        size = min(len(data), BUFFER_BYTES - self.filled)
-        self.view[self.filled : self.filled + size] = data[:size]
+        room = self.room
+        size = min(len(data), len(room))
+        room[:size] = data[:size]
         self.filled += size
         return size
 
@@ -132,6 +138,18 @@ class BufferPool:
                 self._calling_in = True
                 self._nursery.start_soon(self._call_in)
             await self._budget.acquire(BUFFER_BYTES)
+        return self._take(hand_in)
+
+    def take_now(self, hand_in: Callable[[], None]) -> Buffer | None:
+        """As :meth:`take`, where nobody has to wait for it, and there's nothing to raise."""
+        if not self._budget.take_now(BUFFER_BYTES):
+            return None
+        try:
+            return self._take(hand_in)
+        except OSError:
+            return None
+
+    def _take(self, hand_in: Callable[[], None]) -> Buffer:
         try:
             buffer = self._kept.pop() if self._kept else Buffer()
         except OSError:

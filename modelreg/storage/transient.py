@@ -246,6 +246,7 @@ class TransientIncoming(Generic[Key]):
         self._store = store
         self._writer = writer
         self._reserved = 0
+        self._received = 0
         self.digest = b""
 
     async def write(self, data: memoryview) -> None:
@@ -254,9 +255,30 @@ class TransientIncoming(Generic[Key]):
         Raises:
             ResourceExhausted: there's no room for them.
         """
-        self._store.reserve(len(data))
-        self._reserved += len(data)
+        self._received += len(data)
+        self._reserve(0)
         await self._writer.write(data)
+
+    def room(self, limit: int) -> memoryview | None:
+        """Memory for up to *limit* of the next bytes, in place of :meth:`write`; None where there's none just now."""
+        room = self._writer.room(limit)
+        if room is not None:
+            try:
+                self._reserve(len(room))
+            except ResourceExhausted:
+                return None
+        return room
+
+    def filled(self, count: int) -> None:
+        """The next *count* bytes are where :meth:`room` has said."""
+        self._received += count
+        self._writer.filled(count)
+
+    def _reserve(self, coming: int) -> None:
+        missing = self._received + coming - self._reserved
+        if missing > 0:
+            self._store.reserve(missing)
+            self._reserved += missing
 
     async def finish(self) -> bytes:
         """No more bytes come: the SHA-256 of all there were."""
@@ -265,7 +287,7 @@ class TransientIncoming(Generic[Key]):
 
     def take(self) -> Content:
         """The content; its room isn't the upload's any more."""
-        size = self._reserved
+        size = self._received
         self.close()
         return self._store.share_blob(self.digest, size) or self._content(size)
 

@@ -48,6 +48,14 @@ class ContentWriter(Protocol):
     async def write(self, data: memoryview) -> None:
         """Take the next bytes; *data* may be reused when this returns."""
 
+    def room(self, limit: int) -> memoryview | None:
+        """Memory for up to *limit* of the next bytes, in place of :meth:`write`: to be filled at once, and told to :meth:`filled`. None
+        where there's none just now.
+        """
+
+    def filled(self, count: int) -> None:
+        """The next *count* bytes are where :meth:`room` has said."""
+
     async def finish(self) -> bytes:
         """No more bytes come: the SHA-256 of all there were."""
 
@@ -62,6 +70,12 @@ class MemoryWriter:
     async def write(self, data: memoryview) -> None:
         self._hash.update(data)
         self.data += data
+
+    def room(self, limit: int) -> memoryview | None:
+        return None
+
+    def filled(self, count: int) -> None:
+        raise NotImplementedError
 
     async def finish(self) -> bytes:
         return self._hash.digest()
@@ -111,6 +125,22 @@ class FileWriter:
             data = data[self._filling.fill(data) :]
             if self._filling.full:
                 self._pass_on()
+
+    def room(self, limit: int) -> memoryview | None:
+        if self._filling is None:
+            if self._ending or self._failed:
+                return None
+            self._take_back()
+            if len(self._ahead) >= BUFFERS_AHEAD:
+                return None
+            self._filling = self._pool.take_now(self._pass_on)
+        return None if self._filling is None or not limit else self._filling.room[:limit]
+
+    def filled(self, count: int) -> None:
+        assert self._filling is not None
+        self._filling.filled += count
+        if self._filling.full:
+            self._pass_on()
 
     async def finish(self) -> bytes:
         self._pass_on()
@@ -180,6 +210,10 @@ class FileWriter:
         # Its end is the upload's to say: a stage that's cancelled by itself would pass for one that has done its work.
         with trio.CancelScope(shield=True):
             await stage.run()
+
+    @property
+    def _failed(self) -> bool:
+        return any(stage.failure is not None for stage in self._stages)
 
     def _raise_failure(self) -> None:
         for stage in self._stages:

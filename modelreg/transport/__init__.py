@@ -7,9 +7,20 @@ parts fit together, `connection` has the tasks around it, `server` accepts.
 from __future__ import annotations
 
 from .files import FileMessage
+from .intake import Destination, LandsData
 from .limits import Limits
 from .messages import DecodeError, MessageDecoder
 from .requests import Request
 from .server import Server, Statistics
 
-__all__ = ["DecodeError", "FileMessage", "Limits", "MessageDecoder", "Request", "Server", "Statistics"]
+__all__ = [
+    "DecodeError",
+    "Destination",
+    "FileMessage",
+    "LandsData",
+    "Limits",
+    "MessageDecoder",
+    "Request",
+    "Server",
+    "Statistics",
+]

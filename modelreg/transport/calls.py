@@ -11,7 +11,7 @@ exception in a group; anything else is a bug, is logged with its traceback, and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol, cast
 
@@ -22,7 +22,8 @@ from ._purerpc import Method, RpcFailedError, StatusCode, status_of
 from .core import Core
 from .faults import ConnectionFault
 from .files import FileMessage
-from .messages import PAUSE, MessageDecoder, StreamedMessages, WholeMessages, invalid
+from .intake import Requests
+from .messages import MessageDecoder, StreamedMessages, WholeMessages
 from .requests import Request
 from .signals import Signal
 from .streams import Stream
@@ -30,10 +31,8 @@ from .streams import Stream
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-ITEMS_PER_TURN = 64
-"""Items a handler is given, or replies taken from it, before other tasks get their turn."""
-
-BYTES_PER_TURN = 1 << 20
+REPLIES_PER_TURN = 64
+"""Replies taken from a handler before other tasks get their turn."""
 
 STREAM_BACKLOG = 64 * 1024
 """A reply generator is asked for more while less than this is queued for its stream ..."""
@@ -77,76 +76,6 @@ class Serializable(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
-class Requests:
-    """The request messages of a call, as an async iterator: protobuf messages, or the items of a `MessageDecoder`."""
-
-    def __init__(self, core: Core, stream: Stream, messages: WholeMessages | StreamedMessages) -> None:
-        self._core = core
-        self._stream = stream
-        self._messages = messages
-        self._signal = Signal()
-        stream.wake_reader = self._signal.set
-        self._items: Iterator[object] | None = None
-        self._release: Callable[[], None] | None = None
-        self._size = 0
-        self._items_left = ITEMS_PER_TURN
-        self._bytes_left = BYTES_PER_TURN
-
-    def __aiter__(self) -> Requests:
-        return self
-
-    async def __anext__(self) -> object:
-        stream = self._stream
-        while True:
-            items = self._items
-            if items is not None:
-                for item in items:
-                    if item is PAUSE:
-                        await trio.lowlevel.checkpoint()
-                        continue
-                    self._items_left -= 1
-                    if self._items_left < 0 or self._bytes_left < 0:
-                        self._items_left = ITEMS_PER_TURN
-                        self._bytes_left = BYTES_PER_TURN
-                        await trio.lowlevel.checkpoint()
-                    return item
-                self.release()
-                self._core.consumed(stream, self._size)
-            if stream.inbox:
-                chunk, buffer = stream.inbox.popleft()
-                self._size = size = len(chunk)
-                stream.buffered -= size
-                self._bytes_left -= size
-                self._release = None if buffer is None else buffer.release
-                self._items = self._messages.decode(memoryview(chunk))
-            elif stream.remote_ended:
-                self._messages.finish()
-                raise StopAsyncIteration
-            else:
-                self._items_left = ITEMS_PER_TURN
-                self._bytes_left = BYTES_PER_TURN
-                await self._signal.wait()
-
-    async def only(self) -> object:
-        """The message of a call that takes exactly one."""
-        try:
-            message = await self.__anext__()
-        except StopAsyncIteration:
-            raise invalid("there is no request message") from None
-        try:
-            await self.__anext__()
-        except StopAsyncIteration:
-            return message
-        raise invalid("there is more than one request message")
-
-    def release(self) -> None:
-        """Let go of the receive buffer."""
-        self._items = None
-        if self._release is not None:
-            self._release()
-            self._release = None
-
-
 class Call:
     """A call that runs. `cancel` ends it with a status, or without where nobody can be told."""
 
@@ -174,7 +103,7 @@ class Call:
         timeout = stream.request.timeout
         self._scope = trio.CancelScope(deadline=float("inf") if timeout is None else trio.current_time() + timeout)
         self._verdict: tuple[StatusCode, str] = (StatusCode.DEADLINE_EXCEEDED, "the call's deadline is over")
-        self._replies_left = ITEMS_PER_TURN
+        self._replies_left = REPLIES_PER_TURN
 
     def cancel(self, code: StatusCode, message: str) -> None:
         """Stop the handler; the status is for a client that is still there."""
@@ -230,7 +159,7 @@ class Call:
                 await self._gate.wait()
                 self._core.reply(self.stream, _message(reply))
         finally:
-            requests.release()
+            requests.close()
 
     def _messages(self) -> WholeMessages | StreamedMessages:
         encoding = self.stream.request.message_encoding
@@ -256,7 +185,7 @@ class Call:
             await self._room.wait()
         self._replies_left -= 1
         if self._replies_left < 0:
-            self._replies_left = ITEMS_PER_TURN
+            self._replies_left = REPLIES_PER_TURN
             await trio.lowlevel.checkpoint()
 
     async def _sent(self) -> None:

@@ -33,6 +33,12 @@ from .wire import LOST, prefetch, wire_for
 CONGESTED = 1 << 20
 """Bytes of urgent frames that a peer may leave unread before nothing more is read from it."""
 
+BEHIND = 4096
+"""What is received of what comes behind a payload that has gone where it goes: the beginning of the next, as a rule."""
+
+BYTES_PER_TURN = 512 * 1024
+"""Payload received where it goes before other tasks get their turn."""
+
 LINGER_BYTES = 256 * 1024
 """What is still read, and dropped, from a peer that was told GOAWAY."""
 
@@ -122,6 +128,7 @@ class Connection:
         buffer = pool.take()
         used = 0
         rested = True  # have other tasks had their turn since something was taken in?
+        landed = 0  # bytes, since they had their turn
         try:
             while True:
                 if core.outbound.urgent_bytes > CONGESTED:
@@ -133,9 +140,14 @@ class Connection:
                     buffer.release()
                     buffer = pool.take()
                     used = 0
-                count = wire.receive_into(buffer.view[used:])
+                room = core.room()
+                if room is None:
+                    count = wire.receive_into(buffer.view[used:])
+                else:
+                    count = wire.receive_into(room, buffer.view[used : used + BEHIND])
                 if count is None:
                     rested = True
+                    landed = 0
                     if buffer.refs > 1:
                         await wire.wait_readable()
                     else:  # a connection that waits needs no buffer
@@ -144,17 +156,27 @@ class Connection:
                             await wire.wait_readable()
                         finally:
                             buffer = pool.take()
-                elif count == 0:
+                    continue
+                if count == 0:
                     return
-                else:
-                    if not rested:
-                        await trio.lowlevel.checkpoint()
+                if room is not None:
+                    size = min(count, len(room))
+                    self._heard = trio.current_time()
+                    core.landed(size, self._heard)
+                    count -= size
+                    landed += size
+                    rested = landed < BYTES_PER_TURN
+                if not rested:
+                    await trio.lowlevel.checkpoint()
+                    landed = 0
+                if count:
                     data = buffer.view[used : used + count]
                     used += count
                     await self._received(data, buffer)
                     rested = buffer.refs > 1
                     if rested:  # let the handlers have what was received, then its memory can be used again
                         await trio.lowlevel.checkpoint()
+                        landed = 0
         except LOST:
             pass
         finally:

@@ -159,6 +159,17 @@ class Splitter:
         """Whether the rest of a frame other than DATA, or of a header block, is due."""
         return bool(self._body) or self._block_stream != 0 or (not self._in_data and self._skip > 0)
 
+    @property
+    def payload_due(self) -> int:
+        """How many bytes are still to come of the payload of the DATA frame that has begun."""
+        return self._left if self._in_data and not self._want_pad_length else 0
+
+    def passed(self, count: int) -> None:
+        """So many bytes of that payload have come past `feed`."""
+        self._left -= count
+        if not self._left and not self._skip:
+            self._end_data()
+
     def feed(self, data: memoryview, max_frames: int = 1 << 30) -> int:
         """Take in `data`, but no more than `max_frames` frames of it; the number of bytes that were taken.
 
@@ -282,14 +293,13 @@ class Splitter:
             self._padding = pad + 1
         left = self._left
         if left:
-            take = end - pos
-            take = min(take, left)
+            take = min(end - pos, left)
             if take:
                 self._left = left - take
                 self._deposit(data[pos : pos + take])
                 pos += take
-                if take < left:
-                    return pos
+            if take < left:
+                return pos
         if self._skip:
             take = min(self._skip, end - pos)
             self._skip -= take
@@ -297,10 +307,13 @@ class Splitter:
             if self._skip:
                 return pos
         if self._in_data:
-            self._in_data = False
-            self._deposit = _drop
-            self._sink.data_ends(self._stream_id, self._padding, self._end_stream)
+            self._end_data()
         return pos
+
+    def _end_data(self) -> None:
+        self._in_data = False
+        self._deposit = _drop
+        self._sink.data_ends(self._stream_id, self._padding, self._end_stream)
 
     def _check_header(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
         """Everything that can be known to be wrong before the payload is there. True for a frame that is to be skipped."""

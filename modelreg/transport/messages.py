@@ -40,6 +40,10 @@ class DecodeError(Exception):
 class MessageDecoder(Protocol):
     """Turns the bytes of messages into items while they arrive; one for each stream, no I/O."""
 
+    @property
+    def passing_on(self) -> bool:
+        """Whether the rest of the message is data, which `feed` hands on as it is."""
+
     def begin(self, length: int) -> None:
         """A message of `length` bytes starts; -1 where that is not known because it is compressed."""
 
@@ -194,6 +198,18 @@ class StreamedMessages(_Messages):
 
     def _begin(self, length: int, compressed: bool) -> None:
         self._decoder.begin(-1 if compressed else length)
+
+    @property
+    def data_left(self) -> int:
+        """How many bytes to come are data as it is, and nothing else."""
+        return self._left if self._left > 0 and self._inflater is None and self._decoder.passing_on else 0
+
+    def skip(self, count: int) -> Iterator[object]:
+        """So many bytes of data were not decoded, as it is known where they go; the items that the message's end makes."""
+        self._left -= count
+        if not self._left:
+            self._left = -1
+            yield from self._decoder.end()
 
     def decode(self, chunk: memoryview) -> Iterator[object]:
         """The items that this chunk makes."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from ._h2 import StreamHandle
 from .buffers import Buffer
@@ -25,6 +26,14 @@ MAX_SHARED_COPY = 64 * 1024
 
 def nothing() -> None:
     """For signals nobody has asked for yet."""
+
+
+class Landing(Protocol):
+    """Where the payload of a stream may go without waiting in the inbox; see `intake`."""
+
+    def room(self, limit: int) -> memoryview | None: ...
+    def landed(self, count: int) -> None: ...
+    def take(self, payload: memoryview, buffer: Buffer | None) -> bool: ...
 
 
 class FilePiece:
@@ -74,6 +83,7 @@ class Stream:
         "id",
         "in_plan",
         "inbox",
+        "landing",
         "out",
         "out_bytes",
         "parked",
@@ -104,6 +114,7 @@ class Stream:
         self.credit_since_growth = 0
         self.wants_window = False  # may it borrow?
         self.remote_ended = False
+        self.landing: Landing | None = None  # where its data goes past the inbox, if the handler has said so
         self.wake_reader: Callable[[], None] = nothing
         # sending
         self.out: deque[memoryview | FilePiece] = deque()

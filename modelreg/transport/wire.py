@@ -51,8 +51,8 @@ class Wire(Protocol):
     blocked_since: float | None
     """Since when the peer takes nothing of what is being written."""
 
-    def receive_into(self, memory: memoryview) -> int | None:
-        """Take what has arrived: a number of bytes, 0 at the end, None when nothing has."""
+    def receive_into(self, *memories: memoryview) -> int | None:
+        """Take what has arrived, filling one memory after the other: a number of bytes, 0 at the end, None when nothing has."""
 
     async def wait_readable(self) -> None:
         """Wait until something has arrived."""
@@ -86,9 +86,12 @@ class SocketWire:
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
 
-    def receive_into(self, memory: memoryview) -> int | None:
+    def receive_into(self, *memories: memoryview) -> int | None:
         try:
-            count = self._socket.recv_into(memory)
+            if len(memories) == 1:
+                count = self._socket.recv_into(memories[0])
+            else:
+                count = self._socket.recvmsg_into(memories)[0]
         except BlockingIOError:
             return None
         self.bytes_in += count
@@ -158,15 +161,18 @@ class StreamWire:
         self._stream = stream
         self._received: bytes | bytearray | None = None
 
-    def receive_into(self, memory: memoryview) -> int | None:
+    def receive_into(self, *memories: memoryview) -> int | None:
         data = self._received
         if data is None:
             return None
-        count = min(len(data), len(memory))
-        memory[:count] = data[:count]
-        if count:  # the end stays the end
-            self._received = data[count:] or None
-        return count
+        taken = 0
+        for memory in memories:
+            count = min(len(data) - taken, len(memory))
+            memory[:count] = data[taken : taken + count]
+            taken += count
+        if taken:  # the end stays the end
+            self._received = data[taken:] or None
+        return taken
 
     async def wait_readable(self) -> None:
         if not self._received:

@@ -239,6 +239,28 @@ async def test_more_than_all_memory_is_refused_before_a_byte_came(archive: Archi
 
 
 @uses_descriptors
+async def test_room_for_what_comes_is_made_before_it_comes(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_bytes=500_000)
+    await put(transient, "a", pattern(1000))
+    async with transient.incoming(499_500) as first, transient.incoming(300_000) as second:
+        assert first.room(400_000) is not None
+        assert not evicted
+        first.filled(400_000)
+        assert first.room(99_500) is not None
+        assert evicted == ["a"]
+        assert first.room(99_500) is not None  # it has it already
+        assert second.room(300_000) is None
+        with pytest.raises(ResourceExhausted, match=r"uploads under way.*--cache_max_bytes"):
+            await second.write(memoryview(bytes(300_000)))
+        first.filled(99_500)
+        await first.finish()
+        transient.put("b", first)
+    assert transient.in_memory == 499_500
+    assert transient._arriving == 0
+
+
+@uses_descriptors
 async def test_uploads_under_way_count(archive: Archive) -> None:
     evicted: list[str] = []
     transient = store_of(archive, evicted, max_bytes=1000)

@@ -25,7 +25,7 @@ from modelreg.storage.archive import Archive
 from modelreg.storage.buffers import BUFFER_BYTES, FILLING_SECONDS, Budget, BufferPool
 from modelreg.storage.threads import Threads
 from modelreg.storage.transient import TransientStore
-from modelreg.storage.writers import BUFFERS_AHEAD, SMALL_BYTES, ContentWriter, file_writer, small_writer
+from modelreg.storage.writers import BUFFERS_AHEAD, SMALL_BYTES, ContentWriter, MemoryWriter, file_writer, small_writer
 from tests.storage.surroundings import LARGE, archive_at, cancelled_at_every_step, memory_directory, pattern
 
 
@@ -210,6 +210,84 @@ def test_any_cuts_at_all(make: Make) -> None:
         trio.run(main)
 
     check()
+
+
+async def put(writer: ContentWriter, content: memoryview, cut: int) -> int:
+    """Give it content piece by piece, into its own memory where it has some; how much went there."""
+    landed = 0
+    while content:
+        room = writer.room(min(cut, len(content)))
+        if room is None:
+            await writer.write(content[:cut])
+            content = content[cut:]
+            continue
+        assert 0 < len(room) <= cut
+        size = max(1, len(room) - 7)  # less than there would be room for
+        room[:size] = content[:size]
+        writer.filled(size)
+        landed += size
+        content = content[size:]
+    return landed
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("size", "cut"), [(1, 1), (SMALL_BYTES, 4096), (SMALL_BYTES + 1, 999), (LARGE, 65536), (LARGE, 1 << 30)]
+)
+@pytest.mark.parametrize("budget_bytes", [BUFFER_BYTES, 64 << 20])
+async def test_what_is_put_into_its_memory_is_content_as_well(
+    make: Make, size: int, cut: int, budget_bytes: int
+) -> None:
+    content = pattern(size)
+    budget = Budget(budget_bytes)
+    async with make(size, budget) as written:
+        landed = await put(written.writer, memoryview(content), cut)
+        assert await written.writer.finish() == hashlib.sha256(content).digest()
+        assert written.content() == content
+    assert budget.used == 0
+    if size > SMALL_BYTES and budget_bytes > BUFFER_BYTES and not isinstance(written.writer, MemoryWriter):
+        assert landed
+
+
+@every_file
+async def test_there_is_no_room_once_it_ends(make: Make) -> None:
+    async with make(LARGE, Budget(64 << 20)) as written:
+        assert written.writer.room(1) is not None
+        await written.writer.finish()
+        assert written.writer.room(1) is None
+
+
+@every_file
+async def test_there_is_no_room_beyond_a_few_buffers(make: Make, gate: Gate) -> None:
+    budget = Budget(64 << 20)
+    async with make(LARGE, budget) as written:
+        for _ in range(BUFFERS_AHEAD):
+            room = written.writer.room(1 << 30)
+            assert room is not None
+            written.writer.filled(len(room))
+        assert written.writer.room(1) is None
+        assert budget.used == BUFFERS_AHEAD * BUFFER_BYTES
+        gate.open.set()
+
+
+async def test_there_is_no_room_where_others_have_it_all() -> None:
+    fd = os.open("/dev/null", os.O_RDWR)
+    budget = Budget(BUFFER_BYTES)
+    assert budget.take_now(1)
+    async with to_file(fd, budget) as written:
+        assert written.writer.room(1) is None
+    os.close(fd)
+
+
+async def test_there_is_no_room_after_a_failure() -> None:
+    fd = os.open("/dev/full", os.O_RDWR)
+    with pytest.raises(ResourceExhausted):
+        async with to_file(fd, Budget(64 << 20)) as written:
+            while (room := written.writer.room(1 << 30)) is not None:
+                written.writer.filled(len(room))
+                await trio.testing.wait_all_tasks_blocked()
+            await written.writer.write(memoryview(b"x"))
+    os.close(fd)
 
 
 @every_kind

@@ -43,6 +43,10 @@ class Pieces:
     def __init__(self) -> None:
         self.lengths: list[int] = []
 
+    @property
+    def passing_on(self) -> bool:
+        return True
+
     def begin(self, length: int) -> None:
         self.lengths.append(length)
 

@@ -52,6 +52,7 @@ CONVERSATION = (
     + data(1, b"payload")
     + data(1, b"padded", padding=3)
     + data(1, b"", padding=0)
+    + data(1, b"padded with nothing", padding=0)
     + data(99, b"nobody wants this", padding=1)
     + frame_header(5, 0x42, 0, 7)
     + b"other"
@@ -73,6 +74,8 @@ EXPECTED = [
     ("begin", 1, 10, False, b"padded"),
     ("end", 1, 4, False),
     ("begin", 1, 1, False, b""),
+    ("end", 1, 1, False),
+    ("begin", 1, 20, False, b"padded with nothing"),
     ("end", 1, 1, False),
     ("begin", 99, 19, False, b""),
     ("end", 99, 2, False),

@@ -33,6 +33,10 @@ class Recorder:
         self._body: bytearray | None = None
         self._length = 0
 
+    @property
+    def passing_on(self) -> bool:
+        return False
+
     def begin(self, length: int) -> None:
         assert self._body is None
         self._body = bytearray()
