@@ -45,43 +45,18 @@ def named(name: str) -> Target:
 
 @click.command(help=__doc__)
 @click.option(
-    "--scenario",
-    "patterns",
-    metavar="GLOB",
-    multiple=True,
-    help="Those to run: upload/*, */ccore, watch. Default: all.",
+    "--scenario", "patterns", multiple=True, metavar="GLOB", help="Which: upload/*, */ccore, watch. Default: all."
 )
 @click.option(
-    "--size", "sizes", type=size, metavar="SIZE", multiple=True, help="Sizes of versions, instead of the scenarios'."
+    "--size", "sizes", type=size, multiple=True, metavar="SIZE", help="Of versions, instead of the scenarios'."
 )
-@click.option(
-    "--chunk", "chunks", type=size, metavar="SIZE", multiple=True, help="Sizes of chunks, instead of the scenarios'."
-)
-@click.option(
-    "--concurrency",
-    "at_once",
-    type=click.IntRange(1),
-    multiple=True,
-    help="How many at once, instead of the scenarios'.",
-)
+@click.option("--chunk", "chunks", type=size, multiple=True, metavar="SIZE", help="Instead of the scenarios'.")
+@click.option("--concurrency", "at_once", type=click.IntRange(1), multiple=True, help="Instead of the scenarios'.")
 @click.option("--rounds", type=click.IntRange(1), help="Default: 3, or 5 with --full; fewer of those that take long.")
-@click.option(
-    "--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed. Repeatable."
-)
-@click.option(
-    "--quick/--full", default=True, help="A short selection of about two minutes (the default), or everything."
-)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    help="Where archives are put: the file system matters. Default: TMPDIR.",
-)
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("bench-report"), show_default=True
-)
-@click.option("--json/--no-json", "want_json", default=True, help="Write report.json.")
-@click.option("--html/--no-html", "want_html", default=True, help="Write report.html.")
+@click.option("--target", "names", multiple=True, metavar="NAME|HOST:PORT", help="Default: all that are installed.")
+@click.option("--quick/--full", default=True, help="A selection of about two minutes (the default), or everything.")
+@click.option("--dir", "directory", type=Path, help="Where archives are put: the file system matters. Default: TMPDIR.")
+@click.option("--out", type=Path, default=Path("bench-report"), show_default=True, help="Where the report is put.")
 @click.option("--list", "only_list", is_flag=True, help="Say what would run, on what, and about how long that takes.")
 def main(
     *,
@@ -94,8 +69,6 @@ def main(
     quick: bool,
     directory: Path | None,
     out: Path,
-    want_json: bool,
-    want_html: bool,
     only_list: bool,
 ) -> None:
     if 0 in chunks:
@@ -145,7 +118,7 @@ def main(
                 "scenario": patterns, "size": sizes, "chunk": chunks, "concurrency": at_once, "rounds": rounds, "full": not quick,
                 "targets": [target.name for target in targets],
             }  # fmt: skip
-            _write(out, results, facts, options, want_json=want_json, want_html=want_html)
+            _write(out, results, facts, options)
     if interrupted:
         sys.exit(130)
 
@@ -164,22 +137,12 @@ def _list(runner: Runner, targets: Sequence[Target], cases: Sequence[Case]) -> N
     )
 
 
-def _write(
-    out: Path,
-    results: list[Result],
-    facts: dict[str, str],
-    options: dict[str, object],
-    *,
-    want_json: bool,
-    want_html: bool,
-) -> None:
+def _write(out: Path, results: list[Result], facts: dict[str, str], options: dict[str, object]) -> None:
     text = report.markdown(results, facts)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text)
-    if want_json:
-        (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
-    if want_html:
-        (out / "report.html").write_text(html.page(results, facts))
+    (out / "report.json").write_text(json.dumps(report.to_json(results, facts, options), indent=1))
+    (out / "report.html").write_text(html.page(results, facts))
     click.echo(text)
     for line in report.failures(results):
         click.echo(line, err=True)

@@ -69,14 +69,6 @@ def chunk_bytes(message: int) -> int:
     return message - 1 - size_length
 
 
-def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
-    sent = sock.sendmsg(buffers)
-    for buffer in buffers:
-        if sent < len(buffer):  # cut short, by a signal or a time limit
-            sock.sendall(memoryview(buffer)[sent:])
-        sent = max(0, sent - len(buffer))
-
-
 class Stream:
     """One call. Its first *keep* messages are kept; those after, the bulk of a download, are only counted."""
 
@@ -327,7 +319,11 @@ class Connection:
 
     def send(self, *buffers: bytes | memoryview) -> None:
         try:
-            send_all(self.socket, buffers)
+            sent = self.socket.sendmsg(buffers)
+            for buffer in buffers:
+                if sent < len(buffer):  # cut short by a signal
+                    self.socket.sendall(memoryview(buffer)[sent:])
+                sent = max(0, sent - len(buffer))
         except BlockingIOError:
             raise PeerError("the peer took nothing within the time limit") from None
         except OSError as error:

@@ -112,15 +112,6 @@ class Result:
         return theirs.median / ours.median if less else ours.median / theirs.median
 
 
-def order(count: int, number: int) -> list[int]:
-    """Who is measured when in a round: a zigzag (0, 1, -1, 2, -2, ...) that is shifted by one each round, and the other way round
-    after *count* of them: a Latin square that is balanced, where in the end each has followed each other as often (a plain rotation
-    would leave nearly everyone behind the same one).
-    """
-    zigzag = [((place + 1) // 2 * (1 if place % 2 else -1) + number) % count for place in range(count)]
-    return zigzag[::-1] if number // max(1, count) % 2 else zigzag
-
-
 class Runner:
     def __init__(
         self, load: Load, directory: Path, targets: Sequence[Target], rounds: int | None, usual: int = 3
@@ -196,8 +187,8 @@ class Runner:
             turns = [(row, self._server_turn(case, server)) for row, server in zip(rows, servers, strict=True)]
             turns += [(row, self._floor_turn(point, floor)) for row, floor in zip(limits, lower, strict=True)]
             for number in range(self.rounds(case)):
-                for place in order(len(turns), number):
-                    row, turn = turns[place]
+                first = number % len(turns)  # each begins with another
+                for row, turn in turns[first:] + turns[:first]:
                     if not row.reason:
                         self._try(row, turn)
                     step()

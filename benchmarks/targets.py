@@ -115,6 +115,7 @@ NULL = Target(
     name="null server",
     meaning="the client's own limit: a server that does nothing",
     command=_module("benchmarks.null"),
+    kinds=_BYTES | {"lookup", "watch"},  # it answers one call of a connection after the other
     checked=False,
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.clients import Payload, Task, Work, WrongReply
-from benchmarks.http2 import BATCH_BUFFERS, BATCH_BYTES, READ_BYTES, send_all
+from benchmarks.http2 import READ_BYTES
 
 
 class HttpClient:
@@ -34,18 +34,15 @@ class HttpClient:
         pass  # there is no call that frees space; the harness removes the files, see `targets`
 
     def prepare_upload(self, task: Task, payload: Payload) -> Callable[[], int]:
-        pieces = [part for piece in payload.pieces() for part in piece]
+        pieces = [b"".join(piece) for piece in payload.pieces()]
         self._digest = payload.digest()
         digest = "sha256:" + b64decode(self._digest).hex()
 
         def upload() -> int:
             reply = self._ask("POST", f"/v2/{task.model}/blobs/uploads/", 202)
             path = _path(reply)
-            self._connection.putrequest("PATCH", path, skip_accept_encoding=True)
-            self._connection.putheader("Content-Type", "application/octet-stream")
-            self._connection.putheader("Content-Length", str(payload.size))
-            self._connection.endheaders()
-            self._send(pieces)
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(payload.size)}
+            self._connection.request("PATCH", path, iter(pieces), headers)
             path = _path(self._reply(202))
             self._ask("PUT", f"{path}{'&' if '?' in path else '?'}digest={digest}", 201)
             return 1
@@ -77,17 +74,6 @@ class HttpClient:
 
     def idle(self, pipe: Connection[Any, Any]) -> None:
         pass  # HTTP/1.1 asks nothing
-
-    def _send(self, pieces: list[bytes | memoryview]) -> None:
-        """In batches, as one write for each piece would be what is measured."""
-        batch: list[bytes | memoryview] = []
-        size = 0
-        for number, piece in enumerate(pieces, 1):
-            batch.append(piece)
-            size += len(piece)
-            if size >= BATCH_BYTES or len(batch) == BATCH_BUFFERS or number == len(pieces):
-                send_all(self._connection.sock, batch)
-                batch, size = [], 0
 
     def _ask(self, method: str, path: str, status: int) -> HTTPResponse:
         self._connection.request(method, path, headers={"Content-Length": "0"})
