@@ -90,8 +90,17 @@ class Requests:
                 self._size = size = len(chunk)
                 stream.buffered -= size
                 self._bytes_left -= size
-                self._release = None if buffer is None else buffer.release
-                self._items = self._messages.decode(memoryview(chunk))
+                items = self._messages.decode(memoryview(chunk))
+                if self._destination is None:
+                    self._items = items
+                    self._release = None if buffer is None else buffer.release
+                    continue
+                self._pass(items, size, buffer)
+                if buffer is not None:
+                    buffer.release()
+                if self._bytes_left < 0:
+                    self._bytes_left = BYTES_PER_TURN
+                    await trio.lowlevel.checkpoint()
             elif stream.remote_ended:
                 self._messages.finish()
                 raise StopAsyncIteration
