@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,52 +101,43 @@ def test_connections_leave_half_of_the_files_to_the_calls(
 
 
 class HeldUp(ServerProgram):
-    """A server that, once it has read its archive, waits until the test has closed a pipe."""
+    """A server that, once it has read its archive, calls the test, and waits until that hangs up."""
 
-    def __init__(self, pipe: Path, archive_dir: Path, *options: str) -> None:
+    def __init__(self, archive_dir: Path, *options: str) -> None:
         super().__init__(archive_dir, *options)
-        os.mkfifo(pipe)
+        self._listener = socket.create_server(("127.0.0.1", 0))
         script = """if True:
+            import socket
             import sys
-            from pathlib import Path
             from modelreg.cli import main
             from modelreg.storage import recovery
 
-            pipe, recover = sys.argv.pop(1), recovery.recover
+            port, recover = sys.argv.pop(1), recovery.recover
 
             def held_up(*arguments):
                 found = recover(*arguments)
-                Path(pipe).read_text()
+                with socket.create_connection(("127.0.0.1", int(port))) as test:
+                    test.recv(1)
                 return found
 
             recovery.recover = held_up
             sys.exit(main())
         """
-        self.program = ("-c", script, str(pipe))
-        self._pipe = pipe
+        self.program = ("-c", script, str(self._listener.getsockname()[1]))
 
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Start it, and go on when it waits; at the end of the block it goes on, too, and serves."""
         self.launch()
-        end = time.monotonic() + PATIENCE
-        while True:
-            assert time.monotonic() < end
-            assert self.process.poll() is None
-            try:
-                writer = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
-                break
-            except OSError as error:
-                if error.errno != errno.ENXIO:  # nobody reads it yet
-                    raise
-        try:
+        with self._listener:
+            self._listener.settimeout(PATIENCE)
+            call, _ = self._listener.accept()
+        with call:
             yield
-        finally:
-            os.close(writer)
         self.wait_for_log("serving")
 
 
-def test_nobody_can_connect_before_it_has_read_its_archive(start_server: StartServer, tmp_path: Path) -> None:
+def test_nobody_can_connect_before_it_has_read_its_archive(start_server: StartServer) -> None:
     program = start_server()
     with connected(program.address) as calls:
         calls.create("policy")
@@ -158,7 +147,7 @@ def test_nobody_can_connect_before_it_has_read_its_archive(start_server: StartSe
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         address = reserved.getsockname()
-        again = HeldUp(tmp_path / "pipe", program.archive_dir, f"--port={address[1]}")
+        again = HeldUp(program.archive_dir, f"--port={address[1]}")
         try:
             with again.starting():
                 with pytest.raises(ConnectionRefusedError):
