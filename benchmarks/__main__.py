@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,8 @@ def main(
                 for case, share in shares.items():
                     current = case[0].text(case[1])
                     bar.render_progress()
+                    if not sys.stderr.isatty():
+                        click.echo(f"{time.strftime('%H:%M:%S')} {len(results) + 1}/{len(cases)} {current}", err=True)
                     results.append(runner.run(case, partial(bar.update, share)))
     except KeyboardInterrupt:
         interrupted = True

@@ -199,9 +199,8 @@ class Runner:
 
     def _begin(self, case: Case, rows: Sequence[Row], servers: Sequence[Server]) -> None:
         """Starts the servers, all at once, and does what a case needs once."""
-        needed = (
-            case[1].bytes() if case[0].stored else 0
-        )  # only of one target at a time, as all data goes with its round
+        # Of one target at a time, as all data goes with its round.
+        needed = case[1].bytes() if case[0].stored else 0
         if needed > shutil.disk_usage(self._directory).free:
             for row in rows:
                 row.reason = f"needs {needed / 1e9:.1f} GB of disk"
@@ -237,10 +236,7 @@ class Runner:
 
     def _floor_turn(self, point: Point, floor: Floor) -> Callable[[], Round]:
         def turn() -> Round:
-            size, count = (
-                min(point.size, floors.LARGEST),
-                point.versions(),
-            )  # one stream, however many clients there are
+            size, count = min(point.size, floors.LARGEST), point.versions()
             seconds = floor.run(size, count, self._directory)
             return Round(seconds=seconds, bytes=size * count, samples=(seconds / count,) * count)
 

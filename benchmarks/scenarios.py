@@ -15,7 +15,7 @@ import attrs
 from benchmarks import GIB, KIB, MIB
 
 ROUND_BYTES = 32 * MIB  # small versions are repeated in a round until they make up as much...
-ROUND_VERSIONS = 100  # ... or are as many
+ROUND_VERSIONS = 100  # ... or are as many, or four times as many of all clients together
 DEFAULT = 0  # as chunk: what the server sends unless it is told otherwise
 
 Kind = Literal["upload", "download", "fetch", "lookup", "beside", "watch", "boot"]
@@ -36,7 +36,8 @@ class Point:
     count: int = 0
 
     def versions(self) -> int:
-        return self.count or max(1, min(ROUND_VERSIONS, ROUND_BYTES // max(1, self.size)))
+        most = min(ROUND_VERSIONS, 4 * ROUND_VERSIONS // self.at_once, ROUND_BYTES // max(1, self.size))
+        return self.count or max(1, most)
 
     def bytes(self) -> int:
         """Those that one round moves, of one target."""
