@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
@@ -178,11 +179,12 @@ class Runner:
         targets, lower = self.targets_of(scenario), self.floors_of(scenario)
         rows = [Row(name=target.name, client=target.client) for target in targets]
         limits = [Row(name=floor.name, floor=True) for floor in lower]
-        servers: list[Server] = []
-        try:
+        with ExitStack() as stack:  # which closes the others, too, where one is interrupted at it
+            servers = []
             for target in targets:
                 self._serial += 1
                 servers.append(Server(target, self._directory / f"{self._serial}", point.chunk))
+                stack.callback(servers[-1].close)
             self._begin(case, rows, servers)
             turns = [(row, self._server_turn(case, server)) for row, server in zip(rows, servers, strict=True)]
             turns += [(row, self._floor_turn(point, floor)) for row, floor in zip(limits, lower, strict=True)]
@@ -192,9 +194,6 @@ class Runner:
                     if not row.reason:
                         self._try(row, turn)
                     step()
-        finally:
-            for server in servers:
-                server.close()
         return Result(scenario=scenario, point=point, rows=(*rows, *limits))
 
     def _begin(self, case: Case, rows: Sequence[Row], servers: Sequence[Server]) -> None:

@@ -88,6 +88,27 @@ def test_nothing_is_left_of_a_round(target: Target, tmp_path: Path, monkeypatch:
     assert first == second < 2 * point.size  # what was warmed up with stays
 
 
+def test_an_interrupt_while_servers_are_closed_leaves_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[Server] = []
+    close = Server.close
+
+    def interrupted(self: Server) -> None:
+        servers.append(self)
+        close(self)
+        if len(servers) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "close", interrupted)
+    stubs = [attrs.evolve(NULL, name=name) for name in ("one", "two", "three")]
+    with Load() as load, pytest.raises(KeyboardInterrupt):
+        runner = Runner(load, tmp_path, stubs, rounds=1)
+        runner.run((SCENARIOS[0], SCENARIOS[0].toy), lambda: None)
+    assert len(servers) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_a_reason(tmp_path: Path) -> None:
     with Load() as load:
         runner = Runner(load, tmp_path, available(), rounds=1)
