@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import KIB, MIB
-from benchmarks.clients import Client, Outcome, Payload, Task
+from benchmarks.clients import OWN_CLIENTS, Client, Outcome, Payload, Task
 from benchmarks.clients.frames import FramesClient
 from benchmarks.targets import spawn
 
@@ -34,10 +34,10 @@ def connect(name: str, address: str, timeout: float) -> Client:
         from benchmarks.clients.http import HttpClient
 
         return HttpClient(address, timeout)
-    if name in ("asyncio", "blocking"):
+    if name in OWN_CLIENTS:
         from benchmarks.clients.own import OwnClient
 
-        return OwnClient(address, timeout, threads=name == "blocking")
+        return OwnClient(address, timeout, threads=name == "blocking", hashed=name == "asyncio-hashed")
     return FramesClient(address, MIB if name == "frames-1m" else 16 * KIB, timeout)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from benchmarks import measure
+from benchmarks.clients import OWN_CLIENTS
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
@@ -108,8 +109,8 @@ TARGETS = (
         sweep="data",
     ),
 )
-# The same target, for scenarios of its own Python client: on asyncio, and the twin for programs without an event loop.
-OWN = tuple(attrs.evolve(TARGETS[0], name=f"{client} client", client=client) for client in ("asyncio", "blocking"))
+# The same target, for scenarios of its own Python client.
+OWN = tuple(attrs.evolve(TARGETS[0], name=f"{client} client", client=client) for client in OWN_CLIENTS)
 # Not a target but a limit: the same client, against a server that does nothing.
 NULL = Target(
     name="null server",

@@ -63,7 +63,12 @@ def test_the_own_client_beside_the_other(tmp_path: Path) -> None:
     results = run(tmp_path, available(), [scenario for scenario in SCENARIOS if scenario.own])
     check(results)
     for result in results:
-        assert [row.name for row in result.rows] == ["modelreg", "asyncio client", "blocking client"]
+        assert [row.name for row in result.rows] == [
+            "modelreg",
+            "asyncio client",
+            "asyncio-hashed client",
+            "blocking client",
+        ]
         assert result.ratio(result.rows[1], result.rows[0]) is not None
 
 
