@@ -1,5 +1,6 @@
-"""The rooms of the house, and that an arrow between them only points down: cli → server → services → registry → storage, with
-transport beside the last two. Imports are read from the source, so those inside functions and for type checking count, too."""
+"""The rooms of the house, and that an arrow between them only points down: cli → server → services → registry →
+storage, with transport beside the last two. Imports are read from the source, so those inside functions and for type
+checking count, too."""
 
 from __future__ import annotations
 
