@@ -8,9 +8,10 @@ from pathlib import Path
 import trio
 
 from modelreg.api import model_registry_pb2 as api
-from tests.faults.abuse import WATCH, back_at, begin, clients, create, publish, settled, status, watch
+from modelreg.transport.frames import window_update
+from tests.faults.abuse import LARGEST_WINDOW, WATCH, back_at, begin, clients, create, publish, settled, status, watch
 from tests.faults.crash import Launcher
-from tests.support.h2client import H2Client, Reply, connected
+from tests.support.h2client import SETTINGS_INITIAL_WINDOW_SIZE, H2Client, Reply, connected, settings
 from tests.support.measures import Stopwatch, memory_bytes, peak_memory_bytes
 from tests.support.server import PATIENCE
 
@@ -50,6 +51,8 @@ async def test_one_that_never_reads(launcher: Launcher, memory_path: Path) -> No
         await watchers(publisher, WATCHERS)
         before = await settled(server)
         async with clients(server, 2, credit=False) as deaf:
+            # The windows of one are closed soon, those of the other never: what stops it is its socket.
+            await deaf[1].send(settings({SETTINGS_INITIAL_WINDOW_SIZE: LARGEST_WINDOW}), window_update(0, 2**30))
             for client in deaf:
                 for _ in range(10):
                     await begin(client, "VersionUpdate", watch("heavy"))
