@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from contextlib import aclosing
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
+from modelreg.cli.archive import archive_option
 from modelreg.cli.outcome import INCOMPLETE, Invocation
 from modelreg.cli.output import Format, Output, format_option
-from modelreg.settings import Settings
 
 if TYPE_CHECKING:
     from modelreg.registry.importing import Entry
@@ -23,22 +22,21 @@ _COLUMNS = ("outcome", "model", "version", "reason")
 
 @click.command("import-archive")
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--archive_dir", "--archive-dir", help="The directory to import into, as for serve.")
+@archive_option("The directory to import into, as for serve.")
 @format_option
 @click.pass_obj
-def import_command(invocation: Invocation, source: Path, archive_dir: str | None, output: Format) -> None:
+def import_command(invocation: Invocation, source: Path, archive_dir: Path, output: Format) -> None:
     """Import SOURCE, an archive directory of the Cogment Model Registry.
 
     Numbers, timestamps, hashes and user data are kept. SOURCE isn't changed; no server may be running on the directory that's imported into.
     What's there already is passed over, so an import can be run again. Ends with 1 where something could not be imported.
     """
-    settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
-    counts = trio.run(_import, source, settings, Output(output))
+    counts = trio.run(_import, source, archive_dir, Output(output))
     if counts["damaged"] or counts["conflict"]:
         invocation.outcome.exit_code = INCOMPLETE
 
 
-async def _import(source: Path, settings: Settings, output: Output) -> Counter[str]:
+async def _import(source: Path, archive_dir: Path, output: Output) -> Counter[str]:
     # What --help doesn't need.
     from modelreg.log import silent_logger
     from modelreg.registry.importing import Outcome, import_cogment
@@ -46,7 +44,7 @@ async def _import(source: Path, settings: Settings, output: Output) -> Counter[s
     from modelreg.storage.cogment import model_directories
 
     counts: Counter[str] = Counter()
-    async with open_archive(settings.archive_dir, silent_logger()) as archive:
+    async with open_archive(archive_dir, silent_logger()) as archive:
         async with aclosing(import_cogment(model_directories(source), archive)) as entries:
             async for entry in entries:
                 counts[entry.outcome.value] += 1

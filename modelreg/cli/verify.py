@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import click
 
+from modelreg.cli.archive import archive_option
 from modelreg.cli.outcome import INCOMPLETE, Invocation
 from modelreg.cli.output import Format, Output, format_option
-from modelreg.settings import Settings
 
 if TYPE_CHECKING:
     from modelreg.storage.verify import Damage, Report
 
 
 @click.command("verify")
-@click.option("--archive_dir", "--archive-dir", help="The directory to look at, as for serve.")
+@archive_option("The directory to look at, as for serve.")
 @click.option(
     "--repair",
     is_flag=True,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @format_option
 @click.pass_obj
-def verify_command(invocation: Invocation, archive_dir: str | None, repair: bool, output: Format) -> None:
+def verify_command(invocation: Invocation, archive_dir: Path, repair: bool, output: Format) -> None:
     """Hash everything that is stored, and say what is damaged.
 
     Beside a running server it only reads. Ends with 0 where all is well, with 1 where something is damaged, also if it has been repaired. A repair deletes
@@ -33,10 +33,12 @@ def verify_command(invocation: Invocation, archive_dir: str | None, repair: bool
     """
     from modelreg.storage import layout, verify  # what --help doesn't need
 
-    settings = Settings.read({} if archive_dir is None else {"archive_dir": archive_dir}, os.environ)
-    report = verify.verify(layout.Layout(settings.archive_dir), repair=repair)
+    report = verify.verify(layout.Layout(archive_dir), repair=repair)
     sink = Output(output)
-    sink.report(_document(report), "damage", ("kind", "path", "reason", "versions", "repaired"))
+    document = _document(report)
+    if output == "text":
+        document |= {"read_only": report.read_only or "no", "unknown": report.unknown or 0}
+    sink.report(document, "damage", ("kind", "path", "reason", "versions", "repaired"))
     if report.leftovers:
         sink.note("'modelreg gc' lists the leftovers, which nothing refers to")
     if report.damage:

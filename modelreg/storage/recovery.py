@@ -77,7 +77,8 @@ def lock(layout: Layout) -> int:
             os.close(fd)
             raise
     except OSError as error:
-        msg = f"the archive directory {str(layout.root)!r} can't be used: {error.strerror or error}"
+        reason = f"{error.strerror or error}: make it writable, or choose another --archive_dir"
+        msg = f"the archive directory {str(layout.root)!r} can't be used: {reason}"
         raise ArchiveUnusable(msg) from error
     except durable.DirectorySyncError as error:
         msg = f"the archive directory {str(layout.root)!r} can't be used: {error}"
@@ -98,13 +99,13 @@ def lock_existing(layout: Layout) -> int:
     try:
         _refuse_foreign(layout)
         if not layout.format_file.exists():
-            msg = f"{where} is empty: name one that a server has served"
+            msg = f"{where} is empty: name one that a server has served with --archive_dir"
             raise ArchiveUnusable(msg)
         fd = os.open(layout.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.RECORD_MODE)
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise PermissionError(error.errno, error.strerror) from error
-        msg = f"{where} can't be used: {error.strerror or error}"
+        msg = f"{where} can't be used: {error.strerror or error}: name one that a server has served with --archive_dir"
         raise ArchiveUnusable(msg) from error
     try:
         _take_lock(fd, layout)

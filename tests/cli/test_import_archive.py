@@ -52,6 +52,14 @@ def test_a_running_server_keeps_its_directory(tmp_path: Path) -> None:
     assert ended.stderr.startswith("modelreg: the archive directory")
 
 
+def test_a_directory_that_cannot_be_made_is_one_line_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "file").touch()
+    ended = run(tmp_path / "old", "--archive_dir", tmp_path / "file" / "new")
+    assert ended.returncode == 3
+    assert ended.stderr.endswith("choose another --archive_dir\n")
+
+
 def test_a_source_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     ended = run(tmp_path / "nowhere", "--archive_dir", tmp_path / "new")
     assert ended.returncode == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class Ran:
 def test_all_is_well(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
     assert (ran.code, ran.err) == (0, "")
-    assert "models\t2\nversions\t3\nblobs\t2\nbytes\t11\n" in ran.out
+    assert ran.out.startswith("read_only\tno\nmodels\t2\nversions\t3\nblobs\t2\nbytes\t11\n")
+    assert "unknown\t0\n" in ran.out
+    assert not re.search(r"\t$", ran.out, re.MULTILINE)
     assert ran.out.endswith("damaged\t0\n")
 
 
@@ -57,6 +60,29 @@ def test_the_directory_may_come_by_its_variable(
     monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ARCHIVE_DIR", str(program.archive_dir))
     assert Ran(capsys, "verify", "--format=json").json["blobs"] == 2
     assert Ran(capsys, "gc", "--format=json").json["found"] == []
+    assert Ran(capsys, "verify", "--archive_dir=").code == 2
+
+
+def test_without_either_it_is_where_serve_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COGMENT_MODEL_REGISTRY_ARCHIVE_DIR", raising=False)
+    assert "'.cogment/model_registry'" in Ran(capsys, "verify").err
+
+
+@pytest.mark.parametrize("command", ["verify", "gc", "import-archive"])
+def test_a_variable_that_is_the_servers_business_may_be_wrong(
+    program: ServerProgram,
+    tmp_path: Path,
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "source").mkdir()
+    monkeypatch.setenv("COGMENT_LOG_LEVEL", "7")
+    source = [tmp_path / "source"] if command == "import-archive" else []
+    assert Ran(capsys, command, *source, "--archive_dir", program.archive_dir).code == 0
 
 
 def test_damage_is_named(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +141,7 @@ def test_no_archive_there(tmp_path: Path, command: str, capsys: pytest.CaptureFi
     ran = Ran(capsys, command, "--archive_dir", tmp_path / "nothing")
     assert (ran.code, ran.out) == (3, "")
     assert "nothing" in ran.err
+    assert "name one that a server has served with --archive_dir" in ran.err
     assert not list(tmp_path.iterdir())
 
 
