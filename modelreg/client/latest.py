@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from modelreg.client.errors import RegistryError, Unavailable
+from modelreg.client.errors import DeadlineExceeded, RegistryError, Unavailable
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff
@@ -55,7 +55,8 @@ class TrackedModel:
             try:
                 found = await self._registry._retrieve_latest(self.name)  # noqa: SLF001
                 break
-            except Unavailable:
+            except (Unavailable, DeadlineExceeded) as error:
+                logger.info("the latest iteration of model %r can't be had yet: %s", self.name, error)
                 await anyio.sleep(backoff.pause())
             except RegistryError as error:
                 logger.warning("the latest iteration of model %r can't be had: %s", self.name, error)

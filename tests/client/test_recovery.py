@@ -293,6 +293,27 @@ def test_a_tracked_model_follows_through_a_restart(run: Run, program: ServerProg
     run(main)
 
 
+def test_a_tracked_model_that_comes_too_late_is_fetched_again(
+    run: Run, url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with registry_at(url) as registry:
+            stored = await registry.store_model(name, b"weights")
+            retrieve, failures = registry._retrieve_latest, [cogment.DeadlineExceeded("too late")]
+
+            async def too_late_once(name: str) -> Any:
+                if failures:
+                    raise failures.pop()
+                return await retrieve(name)
+
+            monkeypatch.setattr(registry, "_retrieve_latest", too_late_once)
+            latest = await registry.track_latest_model(name)
+            assert await latest.get() == (b"weights", stored)
+            assert not failures
+
+    run(main)
+
+
 def test_a_server_that_falls_silent_is_noticed(run: Run, relay: Relay, name: str) -> None:
     async def main() -> None:
         async with registry_at(relay.url, timing=Timing(keepalive=0.05, keepalive_timeout=0.2)) as registry:
