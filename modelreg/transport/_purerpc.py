@@ -1,4 +1,4 @@
-"""purerpc's service layer, typed: the one module that imports purerpc, which has no type information of its own.
+"""purerpc's service layer, typed: the one module of the transport that imports purerpc, which has no type information of its own.
 
 Taken from it: `Service` and the signatures of its methods, `Cardinality`, statuses and `RpcFailedError`. Its server
 transport is not used. Importing it patches h2 3.2.0 (`purerpc.grpclib._h2_monkeypatch`): the state table accepts
