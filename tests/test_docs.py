@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import fcntl
 import inspect
@@ -236,3 +237,16 @@ def test_the_changelog_knows_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert modelreg.__version__ in headings or len(headings) == 1
+
+
+def test_the_oldest_releases_are_tested() -> None:
+    def versions(requirements: str, sign: str) -> dict[str, str]:
+        """Each requirement's version after this sign, without the zeros at its end."""
+        found = re.findall(rf"^([a-z][\w-]*){sign}([\d.]+)", requirements, re.MULTILINE)
+        return {name: re.sub(r"(\.0)+$", "", version) for name, version in found}
+
+    setup, tox = configparser.RawConfigParser(), configparser.RawConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    tox.read(ROOT / "tox.ini")
+    needed = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['test']}"
+    assert versions(tox["testenv:oldest"]["deps"], "==") == versions(needed, ">=")
