@@ -421,8 +421,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_token,
-        meaning="Token recorded in the directory: those who ask it for this registry need the same. Best given as "
-        "the variable.",
+        meaning="Token recorded in the directory: those who ask it for this registry need the same. As a flag it's "
+        "visible to other users of the machine: use the variable.",
         secret=True,
     )
     directory_registration_host: str | None = _option(

@@ -99,7 +99,7 @@ def exit_codes() -> dict[int, str]:
     meanings = {
         outcome.OK: "Done; a server was stopped by a signal.",
         outcome.INCOMPLETE: "Done, and it found damage, left out entries, or a command that it ran failed.",
-        outcome.USAGE: "An option doesn't exist, or has a value that isn't allowed.",
+        outcome.USAGE: "The command line is wrong: an option, an argument, or a file it names that isn't there.",
         outcome.SOFTWARE: "A bug. `--log_level=debug` shows where.",
         outcome.INTERRUPTED: "Interrupted; a server, before it served.",
         outcome.DEAF: "What read the output has gone.",
@@ -119,7 +119,7 @@ def test_the_options_table() -> None:
 
 
 def test_nothing_else_is_called_an_option() -> None:
-    flags = {flag for command in COMMANDS.values() for option in flags_of(command) for flag in option.opts}
+    flags = {flag for command in COMMANDS.values() for option in flags_of(command) for flag in option.opts} | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", README)) <= flags
     variables = {option.env for option in OPTIONS} | {str(flag.envvar) for flag in common_flags() if flag.envvar}
     assert set(re.findall(r"COGMENT_[A-Z_]+", README)) == variables | {"COGMENT_MODEL_REGISTRY_TOKEN"}
