@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from modelreg import __version__
 from modelreg.api import common_pb2
@@ -83,15 +83,14 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         if known is not None:
             return api.CreateVersionReply(version_info=version_message(known))
         async with self._registry.upload(announced) as upload:
-            if isinstance(messages, LandsData):
-                messages.land_in(upload)
-            async for item in messages:
-                if isinstance(item, memoryview):
-                    await upload.write(item)
-                elif item.WhichOneof("msg") == "body":
-                    await upload.write(memoryview(item.body.data_chunk))
-                else:
-                    raise InvalidArgument("after the header, every message of an upload holds a body")
+            with messages.landing_in(upload) if isinstance(messages, LandsData) else nullcontext():
+                async for item in messages:
+                    if isinstance(item, memoryview):
+                        await upload.write(item)
+                    elif item.WhichOneof("msg") == "body":
+                        await upload.write(memoryview(item.body.data_chunk))
+                    else:
+                        raise InvalidArgument("after the header, every message of an upload holds a body")
             version = await upload.commit()
         log = self._logger.info if version.stored else self._logger.debug
         what = "stored a version" if version.stored else "published a version"

@@ -1,7 +1,7 @@
 """Work that's done to one buffer after the other, in a thread.
 
-A thread's start and return costs the event loop as much as hashing 100 KB does, so that it isn't paid for each buffer: a thread that has
-worked off what waits stays a moment for the next one, unless somebody else waits for a thread.
+A thread's start and return costs the event loop as much as hashing 100 KB does. So that it isn't paid for each buffer, a thread goes on
+with the next one, and stays a moment where there's none yet; unless somebody else waits for a thread: then it leaves after each.
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ class Stage:
         self.finished.set()
 
     def _work_off(self) -> None:
-        while not self._last_seen and not (self._waiting.empty() and self._crowded()):
+        while not self._last_seen:
             try:
                 buffer = self._waiting.get(timeout=STAY_SECONDS)
             except queue.Empty:
                 return
             self._take(buffer)
             self._progress()
+            if self._crowded():
+                return  # to queue again, behind those who wait
 
     def _take(self, buffer: Buffer | None) -> None:
         if buffer is None:

@@ -4,7 +4,7 @@ Small content is gathered in memory: no threads, no buffers. Large content, and 
 gather it, goes through a pipeline::
 
     write() ──copies──> buffer ──full──> hash, in a thread ───────────┐
-                          ^        └───> write to file, in a thread ──┤
+    room(), filled() ──>  ^        └───> write to file, in a thread ──┤
                           └──────────── both done: the next one ──────┘
 
 Memory is a few buffers, whatever the content's size. A buffer that isn't full goes the same way when other uploads wait for one.
@@ -35,7 +35,8 @@ SMALL_BYTES = 128 << 10
 # How many buffers one upload may fill ahead of hashing and writing.
 BUFFERS_AHEAD = 4
 
-# From this size on, bytes go to the disk past the page cache where the file system allows it.
+# From this size on, bytes go to the disk past the page cache where the file system allows it. 256 MiB stored and then fetched at once take
+# 0.66 s so (the fetch reads the disk), and 1.1 s through the page cache, where writing costs four times the CPU time.
 DIRECT_BYTES = 8 << 20
 
 # What O_DIRECT wants offsets and sizes to be multiples of: the largest logical block in use.
@@ -127,14 +128,16 @@ class FileWriter:
                 self._pass_on()
 
     def room(self, limit: int) -> memoryview | None:
+        if limit <= 0 or self._ending or self._failed:
+            return None
         if self._filling is None:
-            if self._ending or self._failed:
-                return None
             self._take_back()
             if len(self._ahead) >= BUFFERS_AHEAD:
                 return None
             self._filling = self._pool.take_now(self._pass_on)
-        return None if self._filling is None or not limit else self._filling.room[:limit]
+            if self._filling is None:
+                return None
+        return self._filling.room[:limit]
 
     def filled(self, count: int) -> None:
         assert self._filling is not None
@@ -156,11 +159,11 @@ class FileWriter:
         """Stop, and give back every buffer. When this returns no thread uses the file any more."""
         for stage in self._stages:
             stage.drop()
-        with trio.CancelScope(shield=True):  # no longer than what the threads are at just now
-            await self._end()
-        if self._filling is not None:
+        if self._filling is not None:  # before anything else can happen: nothing takes what is passed on from now on
             self._pool.give_back(self._filling)
             self._filling = None
+        with trio.CancelScope(shield=True):  # no longer than what the threads are at just now
+            await self._end()
 
     async def _next_buffer(self) -> Buffer:
         self._room_wanted = True

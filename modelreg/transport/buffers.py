@@ -1,6 +1,6 @@
 """Receive buffers that are lent out and come back.
 
-The reader receives into a `Buffer`; DATA payloads are slices of it. Whoever holds slices of a buffer holds a reference
+The reader receives into a `Buffer`, all but what it receives where it goes (`intake`); DATA payloads are slices of it. Whoever holds slices of a buffer holds a reference
 (`refs`), and the last one to let go returns the memory to the pool. A payload that is small against its buffer is copied
 instead (`streams.Stream.deposit`), so that a few bytes never pin a whole buffer.
 """

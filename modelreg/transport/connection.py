@@ -163,9 +163,10 @@ class Connection:
                     size = min(count, len(room))
                     self._heard = trio.current_time()
                     core.landed(size, self._heard)
+                    self._start_calls()
+                    landed += count
                     count -= size
-                    landed += size
-                    rested = landed < BYTES_PER_TURN
+                    rested = rested and landed < BYTES_PER_TURN
                 if not rested:
                     await trio.lowlevel.checkpoint()
                     landed = 0
@@ -266,7 +267,7 @@ class Connection:
             self._flushed.set()
             await trio.sleep(FLUSH_TIMEOUT)
         except LOST:
-            pass
+            await self._stop_calls(StatusCode.CANCELLED, "the connection is lost")
         except ConnectionFault as fault:
             self._shared.logger.exception("a connection failed", exc_info=fault)
         self._cancel()

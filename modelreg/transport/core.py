@@ -1,6 +1,6 @@
 """A connection without I/O: bytes of the client in, calls and frames to be written out.
 
-    receive(bytes) ─► Splitter ─┬─ DATA ──────────────► Stream.inbox ──► the call
+    receive(bytes) ─► Splitter ─┬─ DATA ──────────────► Stream.landing, or Stream.inbox ──► the call
                                 └─ other frames ─ Meter ─► Engine (h2) ─► opened, gone, windows
     the call ─► send_message, reply, finish, abort ─► Outbound ─► next_plan
 
@@ -9,7 +9,8 @@ has to know is left in two lists that it empties after each `receive`: `take_ope
 (calls to be cancelled). Waiting is done by the `wake_reader` and `wake_sender` of a stream, which the shell sets.
 
 Windows: the connection's receive window is as good as unlimited and topped up on receipt, so a stalled stream starves
-nobody; a stream's window is the bound, and credit for it is given as the handler consumes (`consumed`).
+nobody; a stream's window is the bound, and credit for it is given as the handler consumes (`consumed`), or as data lands
+where the handler has said it goes (`room`, `landed`; see `intake`).
 """
 
 from __future__ import annotations
@@ -32,9 +33,6 @@ CONNECTION_WINDOW = 2**31 - 1
 TOP_UP_BELOW = 2**30
 FRAMES_PER_TURN = 1000
 """Frames taken in before other tasks get their turn: 1,000 of the smallest cost a few milliseconds."""
-
-LAND_FROM = 64 * 1024
-"""Payload that is due, from which on it pays to receive it by itself where it goes: below, a copy costs less than a system call."""
 
 SMALL_REPLY = 16 * 1024
 """A reply up to this size leaves in one piece with its headers and trailers."""
@@ -104,7 +102,7 @@ class Core:
         """
         due = self.splitter.payload_due
         stream = self._data_stream
-        if due < LAND_FROM or stream is None or stream.closed or stream.landing is None:
+        if not due or stream is None or stream.closed or stream.landing is None:
             return None
         return stream.landing.room(due)
 

@@ -1,6 +1,6 @@
 """The request messages of a call, on their way from its stream to its handler.
 
-A handler takes items one by one. Where all it does with data is to put it somewhere, it says where (`Requests.land_in`), and
+A handler takes items one by one. Where all it does with data is to put it somewhere, it says where (`Requests.landing_in`), and
 data then goes there without a turn of its task for each piece, or a copy on the way::
 
     socket ──► memory of the destination                    where a large frame of data is due   (`room`, `landed`)
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
 import trio
@@ -24,6 +25,9 @@ from .core import Core
 from .messages import PAUSE, StreamedMessages, WholeMessages, invalid
 from .signals import Signal
 from .streams import SMALL_PAYLOAD, Stream
+
+LAND_FROM = 64 * 1024
+"""Data that is due, from which on it pays to receive it by itself where it goes: below, a copy costs less than a system call."""
 
 ITEMS_PER_TURN = 64
 """Items a handler is given before other tasks get their turn."""
@@ -45,8 +49,8 @@ class Destination(Protocol):
 class LandsData(Protocol):
     """Request messages whose data needn't pass through the handler: those of this transport."""
 
-    def land_in(self, destination: Destination) -> None:
-        """From now on, data goes to `destination` where it can; what it has no room for is an item, as before."""
+    def landing_in(self, destination: Destination) -> AbstractContextManager[None]:
+        """While it lasts, data goes to `destination` where it can; what it has no room for is an item, as before."""
 
 
 class Requests:
@@ -123,7 +127,6 @@ class Requests:
 
     def close(self) -> None:
         """The handler takes no more."""
-        self._stream.landing = None
         self._let_go()
 
     def _let_go(self) -> None:
@@ -135,24 +138,32 @@ class Requests:
 
     # ---- past the handler -----------------------------------------------------------------------------------------
 
-    def land_in(self, destination: Destination) -> None:
-        """From now on, data goes to `destination` where it can; what it has no room for is an item, as before."""
+    @contextmanager
+    def landing_in(self, destination: Destination) -> Iterator[None]:
+        """While it lasts, data goes to `destination` where it can; what it has no room for is an item, as before.
+
+        Only a `MessageDecoder` tells what is data: without one, all messages are items.
+        """
         if isinstance(self._messages, StreamedMessages):
             self._destination = destination
             self._stream.landing = self
+        try:
+            yield
+        finally:
+            self._destination = self._stream.landing = None
 
     @property
-    def _in_between(self) -> bool:
-        """Whether the handler has taken everything that came before."""
+    def _all_taken(self) -> bool:
+        """Whether the handler has nothing left to take."""
         return self._items is None and not self._stream.inbox
 
     def room(self, limit: int) -> memoryview | None:
         """Memory for up to `limit` bytes of payload that are due; to be filled at once, and told to `landed`."""
         messages = self._messages
-        if self._destination is None or isinstance(messages, WholeMessages) or not self._in_between:
+        if self._destination is None or isinstance(messages, WholeMessages) or not self._all_taken:
             return None
         limit = min(limit, messages.data_left)
-        return self._destination.room(limit) if limit else None
+        return self._destination.room(limit) if limit >= LAND_FROM else None
 
     def landed(self, count: int) -> None:
         """So many bytes of payload are where `room` has said."""
@@ -163,7 +174,7 @@ class Requests:
 
     def take(self, payload: memoryview, buffer: Buffer | None) -> bool:
         """Let data among the payload land, and have the handler see the rest. False where it has to wait in the inbox."""
-        if self._destination is None or not self._in_between:
+        if self._destination is None or not self._all_taken:
             return False
         small = len(payload) < SMALL_PAYLOAD
         self._pass(

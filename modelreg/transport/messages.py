@@ -7,8 +7,8 @@ Two ways with one beginning. `WholeMessages` collects a message and parses it; w
 `StreamedMessages` holds nothing: it hands every piece to a `MessageDecoder` as it comes.
 
 Both are generators over a chunk, pulled by whoever wants the items: a chunk of 50,000 empty messages is never expanded
-into a list, each costs the same, and `PAUSE` among the items marks the places where a long chunk without items can be
-interrupted. Decompression is done in steps of at most `INFLATE_STEP` bytes of output.
+into a list, each costs the same, and `PAUSE` among the items marks the places, in many messages or a large compressed one,
+where others should have their turn. Decompression is done in steps of at most `INFLATE_STEP` bytes of output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREFIX_SIZE = PREFIX.size
 INFLATE_STEP = 64 * 1024
 _INFLATE_INPUT = 4096  # zlib hands back a copy of the input it has not used at every step, so it gets little
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib.decompressobj: gzip framing, zlib framing
-_MESSAGES_PER_PAUSE = 512
+_MESSAGES_PER_PAUSE = 128
 
 PAUSE = object()
 """Not an item: nothing was decoded, but a lot was looked at."""
@@ -60,6 +60,10 @@ class MessageDecoder(Protocol):
 def invalid(message: str) -> Exception:
     """The exception for bytes that are no message."""
     return failure(StatusCode.INVALID_ARGUMENT, message)
+
+
+def _undecodable(error: DecodeError) -> Exception:
+    return invalid(str(error) or "the bytes are no valid message")
 
 
 def _too_large(limit: int) -> Exception:
@@ -195,6 +199,7 @@ class StreamedMessages(_Messages):
     def __init__(self, decoder: MessageDecoder, encoding: str | None) -> None:
         super().__init__(encoding)
         self._decoder = decoder
+        self._quiet = 0  # messages since the last PAUSE, over all chunks
 
     def _begin(self, length: int, compressed: bool) -> None:
         self._decoder.begin(-1 if compressed else length)
@@ -209,14 +214,16 @@ class StreamedMessages(_Messages):
         self._left -= count
         if not self._left:
             self._left = -1
-            yield from self._decoder.end()
+            try:
+                yield from self._decoder.end()
+            except DecodeError as error:
+                raise _undecodable(error) from None
 
     def decode(self, chunk: memoryview) -> Iterator[object]:
         """The items that this chunk makes."""
         decoder = self._decoder
         pos = 0
         end = len(chunk)
-        quiet = 0
         try:
             while pos < end or self._left == 0:
                 left = self._left
@@ -237,8 +244,9 @@ class StreamedMessages(_Messages):
                     self._end_inflating()
                     self._left = -1
                     yield from decoder.end()
-                    quiet += 1
-                    if quiet % _MESSAGES_PER_PAUSE == 0:
+                    self._quiet += 1
+                    if self._quiet == _MESSAGES_PER_PAUSE:
+                        self._quiet = 0
                         yield PAUSE
         except DecodeError as error:
-            raise invalid(str(error) or "the bytes are no valid message") from None
+            raise _undecodable(error) from None

@@ -1,7 +1,7 @@
 """One call's stream: what has arrived and was not consumed, what is to be sent and was not, and the windows of both.
 
-Receiving. The peer may have `recv_window` more bytes on their way. Whatever it sends waits in the inbox until the handler
-takes it; only then does it get the credit back, so the inbox is never longer than the window. Payloads are views of a
+Receiving. The peer may have `recv_window` more bytes on their way. What does not land at once (`landing`) waits in the inbox until the
+handler takes it; only then does the peer get the credit back, so the inbox is never longer than the window. Payloads are views of a
 receive buffer, or copies where they are small, and small ones that follow each other share a copy: a thousand DATA frames
 of one byte are one entry.
 

@@ -36,6 +36,9 @@ PREFETCH = 4 << 20
 RECEIVE_SIZE = 64 * 1024
 """Bytes asked of a stream that is no plain socket."""
 
+MAP_FROM = 16 * 1024
+"""Bytes from which on a mapping costs less than a copy."""
+
 MAX_PIECES = 512
 """Pieces given to one sendmsg; Linux takes up to 1,024 (IOV_MAX)."""
 
@@ -215,6 +218,8 @@ def _mapped(piece: FilePiece, offset: int, length: int) -> memoryview:
 
     What the file loses after this is EFAULT for the kernel, but would kill the program (SIGBUS).
     """
+    if length < MAP_FROM:
+        return _read(piece, offset, length)
     skip = offset % mmap.ALLOCATIONGRANULARITY
     try:
         mapping = mmap.mmap(piece.fd, skip + length, access=mmap.ACCESS_READ, offset=offset - skip)
@@ -224,11 +229,14 @@ def _mapped(piece: FilePiece, offset: int, length: int) -> memoryview:
 
 
 def _read(piece: FilePiece, offset: int, length: int) -> memoryview:
-    """A part of a file in memory; zeros for what the file lacks, as the frames around it have been promised."""
+    """A part of a file in memory; zeros for what the file lacks, or can't be read, as the frames around it have been promised."""
     memory = memoryview(bytearray(length))
     place = 0
     while place < length:
-        count = 0 if piece.truncated else os.preadv(piece.fd, [memory[place:]], offset + place)
+        try:
+            count = 0 if piece.truncated else os.preadv(piece.fd, [memory[place:]], offset + place)
+        except OSError:  # of the disk's; the stream is reset for it, as for what is missing
+            count = 0
         if count == 0:
             piece.truncated = True
             memory[place:] = bytes(length - place)

@@ -279,6 +279,75 @@ async def test_there_is_no_room_where_others_have_it_all() -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize("others_wait", [False, True])
+async def test_what_comes_while_it_closes_goes_nowhere(
+    others_wait: bool, gate: Gate, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A call is cancelled while its thread is at it, and its client sends on; or others get the buffer it was filling."""
+    budget = Budget(2 * BUFFER_BYTES)
+    pool = BufferPool(budget, nursery)
+    scope = trio.CancelScope()
+    closed = trio.Event()
+    writers_: list[ContentWriter] = []
+
+    async def cancelled() -> None:
+        with scope:
+            async with memory_file(budget, pool) as written:
+                writers_.append(written.writer)
+                await put(written.writer, memoryview(bytes(BUFFER_BYTES + 5)), 1 << 30)
+                await trio.sleep_forever()
+        closed.set()
+
+    nursery.start_soon(cancelled)
+    assert await trio.to_thread.run_sync(gate.reached.wait, 10)
+    await trio.testing.wait_all_tasks_blocked()
+    if others_wait:
+        nursery.start_soon(pool.take, lambda: None)
+    scope.cancel()
+    await trio.sleep(1)  # long enough for a buffer that's being filled to be called in
+    assert writers_[0].room(BUFFER_BYTES) is None
+    gate.open.set()
+    await closed.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    assert budget.used == (BUFFER_BYTES if others_wait else 0)
+
+
+async def test_others_get_a_thread_while_an_upload_never_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is slower than the client: there's always a buffer that waits."""
+    write_buffer = writers._write_buffer
+    written_buffers = 0
+    threads = Threads(silent_logger())
+    monkeypatch.setattr(threads, "_files", trio.CapacityLimiter(1))
+    started = threading.Event()
+
+    def counted(fd: int, content: memoryview, offset: int) -> None:
+        nonlocal written_buffers
+        started.set()
+        write_buffer(fd, content, offset)
+        written_buffers += 1
+        while not waited.is_set() and threads._files.statistics().tasks_waiting == 0:
+            waited.wait(0.01)  # the other one has yet to come
+
+    waited = threading.Event()
+    before = -1
+
+    async def other() -> None:
+        nonlocal before
+        assert await trio.to_thread.run_sync(started.wait, 10)
+        before = await threads.file(lambda: written_buffers)
+        waited.set()
+
+    monkeypatch.setattr(writers, "_write_buffer", counted)
+    fd = os.open("/dev/null", os.O_RDWR)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        async with file_writer(fd, BufferPool(Budget(64 << 20), nursery), threads, nursery) as writer:
+            await writer.write(memoryview(bytes(10 * BUFFER_BYTES)))
+            await writer.finish()
+    os.close(fd)
+    assert 1 <= before < BUFFERS_AHEAD
+
+
 async def test_there_is_no_room_after_a_failure() -> None:
     fd = os.open("/dev/full", os.O_RDWR)
     with pytest.raises(ResourceExhausted):

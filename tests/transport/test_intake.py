@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from modelreg.transport import Limits
-from modelreg.transport import core as core_module
+from modelreg.transport import Limits, intake
 from modelreg.transport.buffers import Buffer, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ErrorCode
@@ -58,15 +58,20 @@ class Upload:
     # Where in the content messages ended.
     ends: list[int] = attrs.field(factory=list)
     items: int = 0
+    handler: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
+
+    def lands(self) -> None:
+        """As its handler says, which never gets a turn."""
+        self.handler.enter_context(self.requests.landing_in(self.place))
 
     async def handle(self) -> None:
-        self.requests.land_in(self.place)
-        async for item in self.requests:
-            self.items += 1
-            if isinstance(item, memoryview):
-                self.place.content += item
-            else:
-                self.ends.append(len(self.place.content))
+        with self.requests.landing_in(self.place):
+            async for item in self.requests:
+                self.items += 1
+                if isinstance(item, memoryview):
+                    self.place.content += item
+                else:
+                    self.ends.append(len(self.place.content))
 
     def receive(self, sent: memoryview, buffer: Buffer) -> int:
         """Receive like a connection's reader; how much of what was sent."""
@@ -86,7 +91,7 @@ class Upload:
 
 @pytest.fixture(autouse=True)
 def _land_from_the_first_byte_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core_module, "LAND_FROM", 1)
+    monkeypatch.setattr(intake, "LAND_FROM", 1)
 
 
 def upload(place: Place) -> Upload:
@@ -178,7 +183,7 @@ async def test_what_lands_is_credited_at_once() -> None:
 
 async def test_without_room_the_client_has_to_wait() -> None:
     receiving = upload(Place(itertools.repeat(0)))
-    receiving.requests.land_in(receiving.place)
+    receiving.lands()
     sent = message(bytes(900_000))
     feed(receiving.core, data(1, sent[:500_000]), data(1, sent[500_000:800_000]))
     assert receiving.stream.buffered == 300_000  # behind what the handler was woken for
@@ -190,7 +195,7 @@ async def test_nothing_overtakes_what_the_handler_has_not_taken() -> None:
     sent = memoryview(frames_of(message(b"a" * 50_000) + message(b"b" * 50_000), [20_000]))
     buffer = BufferPool(100_000).take()
     assert receiving.receive(sent[:30_000], buffer) == 30_000  # before the handler has said where it goes
-    receiving.requests.land_in(receiving.place)
+    receiving.lands()
     assert receiving.core.room() is None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receiving.handle)
@@ -203,10 +208,19 @@ async def test_nothing_overtakes_what_the_handler_has_not_taken() -> None:
     assert 0 < receiving.place.landed < 100_000
 
 
+async def test_many_messages_in_one_piece_leave_others_their_turn() -> None:
+    receiving = upload(Place())
+    with receiving.requests.landing_in(receiving.place):
+        for _ in range(10):  # frames of fewer messages than make a turn
+            feed(receiving.core, data(1, message(b"x") * 100))
+        assert 0 < receiving.place.landed < 1000
+        assert receiving.stream.buffered
+
+
 async def test_bytes_that_are_no_message_are_the_handlers_to_hear_of() -> None:
     receiving = upload(Place())
     sent = frames_of(message(b"fine") + message(b"!" * 10), [1000])
-    receiving.requests.land_in(receiving.place)
+    receiving.lands()
     feed(receiving.core, sent)  # nobody else's: the connection goes on
     with pytest.raises(Exception, match="no exclamation marks"):
         await receiving.handle()
@@ -215,11 +229,10 @@ async def test_bytes_that_are_no_message_are_the_handlers_to_hear_of() -> None:
 
 async def test_nothing_lands_once_the_handler_has_ended() -> None:
     receiving = upload(Place())
-    receiving.requests.land_in(receiving.place)
     sent = frames_of(message(bytes(50_000)), [40_000])
-    feed(receiving.core, sent[:1000])
-    assert receiving.core.room() is not None
-    receiving.requests.close()
+    with receiving.requests.landing_in(receiving.place):
+        feed(receiving.core, sent[:1000])
+        assert receiving.core.room() is not None
     assert receiving.core.room() is None
     landed = receiving.place.landed
     feed(receiving.core, sent[1000:])
@@ -228,7 +241,7 @@ async def test_nothing_lands_once_the_handler_has_ended() -> None:
 
 async def test_nothing_lands_on_a_stream_that_is_reset() -> None:
     receiving = upload(Place())
-    receiving.requests.land_in(receiving.place)
+    receiving.lands()
     feed(receiving.core, frames_of(message(bytes(50_000)), [40_000])[:1000])
     receiving.core.abort(receiving.stream, ErrorCode.CANCEL)
     assert receiving.core.room() is None

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelreg.transport import wire as wire_module
 from modelreg.transport.outbound import FileSpan, Plan, is_resident
 from modelreg.transport.streams import FilePiece
 from modelreg.transport.wire import SocketWire, StreamWire, prefetch, wire_for
@@ -247,3 +248,14 @@ def test_a_piece_whose_owner_has_closed_it(spans: int, early: bool) -> None:
         piece.landed()
     with pytest.raises(OSError):
         os.fstat(piece.fd)
+
+
+def test_a_part_of_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """As one that isn't there: its stream is reset, and the connection goes on."""
+    directory = os.open(tmp_path, os.O_RDONLY)  # EISDIR in place of a disk's EIO
+    try:
+        piece = FilePiece(directory, 0, 100)
+        assert bytes(wire_module._read(piece, 0, 100)) == bytes(100)
+        assert piece.truncated
+    finally:
+        os.close(directory)
