@@ -14,8 +14,11 @@ from tests.faults.crash import Launcher
 from tests.faults.scenarios import MEDIUM, publish, store
 from tests.support import h2client
 from tests.support.h2client import connected
+from tests.support.measures import memory_bytes, peak_memory_bytes
 from tests.transport.memory import begin, serving, value
 from tests.transport.service import path
+
+MIB = 1 << 20
 
 CALLS = {
     "stored upload": ("CreateVersion", upload(MEDIUM)[:50_000], False),
@@ -37,16 +40,17 @@ async def test_a_deadline_amidst(launcher: Launcher, memory_path: Path, what: st
         assert publish(calls, MEDIUM[:-1]) == {2}
     method, sent, whole = CALLS[what]
     async with connected(server.port, credit=False) as client:
-        before = await settled(server)
-        start = trio.current_time()
-        ids = [
-            await begin_work(client, method, sent, whole=whole, extra=[(b"grpc-timeout", b"300m")]) for _ in range(10)
-        ]
-        for stream_id in ids:
-            reply = client.reply(stream_id)
-            await client.until(lambda reply=reply: reply.ended)  # type: ignore[misc]
-            assert reply.status == 4
-        assert trio.current_time() - start >= 0.3
+        before, memory = await settled(server), memory_bytes(server.pid)
+        with launcher.canary(server):
+            start = trio.current_time()
+            timeout = [(b"grpc-timeout", b"300m")]
+            ids = [await begin_work(client, method, sent, whole=whole, extra=timeout) for _ in range(10)]
+            for stream_id in ids:
+                reply = client.reply(stream_id)
+                await client.until(lambda reply=reply: reply.ended)  # type: ignore[misc]
+                assert reply.status == 4
+            assert trio.current_time() - start >= 0.3
+        assert peak_memory_bytes(server.pid) - memory < 8 * MIB
         if what.endswith("download"):
             assert 0 < sum(len(client.reply(stream_id).body) for stream_id in ids) <= 65535
         await back_at(server, before)
