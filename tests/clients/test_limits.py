@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trustme
 
 from modelreg.transport import frames
 from modelreg.transport.faults import ErrorCode
@@ -19,6 +20,9 @@ MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6  # settings (RFC 9113, secti
 STATUS = "/cogmentAPI.ModelRegistrySP/Status"
 WATCH_HEALTH = "/grpc.health.v1.Health/Watch"
 
+# A record of 512 bytes, in which a ClientHello of 508 begins (RFC 8446, sections 4 and 5.1).
+CLIENT_HELLO_BEGINS = bytes.fromhex("1603010200 010001fc 0303")
+
 
 def reason(goaway: h2client.Frame) -> str:
     """What a GOAWAY says to people."""
@@ -27,6 +31,14 @@ def reason(goaway: h2client.Frame) -> str:
 
 def temporary_files(archive_dir: Path) -> list[Path]:
     return list((archive_dir / "tmp").iterdir())
+
+
+def certificate_options(directory: Path) -> list[str]:
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    certificate, key = directory / "server.pem", directory / "server.key"
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    return [f"--tls_certificate={certificate}", f"--tls_key={key}"]
 
 
 @pytest.mark.parametrize("archived", [True, False], ids=["stored", "transient"])
@@ -113,9 +125,15 @@ async def test_connections_over_their_limit_wait(start_server: StartServer) -> N
     await second.aclose()
 
 
-def test_whoever_says_nothing_is_closed_after_the_handshake_timeout(start_server: StartServer) -> None:
-    server = start_server("--handshake_timeout=1")
+@pytest.mark.parametrize(
+    ("tls", "said"), [(False, b""), (True, b""), (True, CLIENT_HELLO_BEGINS)], ids=["plain", "TLS", "amidst TLS"]
+)
+def test_whoever_goes_silent_is_closed_after_the_handshake_timeout(
+    start_server: StartServer, tmp_path: Path, tls: bool, said: bytes
+) -> None:
+    server = start_server("--handshake_timeout=1", *(certificate_options(tmp_path) if tls else ()))
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.sendall(said)
         silent.settimeout(8)  # the default is 10
         while silent.recv(1 << 16):
             pass
