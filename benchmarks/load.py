@@ -26,10 +26,10 @@ class LoadError(Exception):
 
 
 def connect(name: str, address: str, timeout: float) -> Client:
-    if name == "ccore":
-        from benchmarks.clients.ccore import CCoreClient  # takes 0.2 s, and not all processes need it
+    if name.startswith("ccore"):
+        from benchmarks.clients import ccore  # takes 0.2 s, and not all processes need it
 
-        return CCoreClient(address, timeout)
+        return (ccore.CCoreClient if name == "ccore" else ccore.CheckingCCoreClient)(address, timeout)
     if name == "http":
         from benchmarks.clients.http import HttpClient
 

@@ -109,7 +109,7 @@ TARGETS = (
         sweep="data",
     ),
 )
-# The same target, for scenarios of its own Python client.
+# The same target, for scenarios of its own Python client and what is compared with it.
 OWN = tuple(attrs.evolve(TARGETS[0], name=f"{client} client", client=client) for client in OWN_CLIENTS)
 # Not a target but a limit: the same client, against a server that does nothing.
 NULL = Target(

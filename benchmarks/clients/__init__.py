@@ -13,8 +13,9 @@ import attrs
 
 from benchmarks import MIB
 
-# This project's Python client: on asyncio, the same when it's given the hash of what it uploads, and the twin without an event loop.
-OWN_CLIENTS = ("asyncio", "asyncio-hashed", "blocking")
+# The C core's client where it does what this project's Python client does, and that one: on asyncio, the same when it's given the hash
+# of what it uploads, and the twin without an event loop.
+OWN_CLIENTS = ("ccore-checking", "asyncio", "asyncio-hashed", "blocking")
 
 BLOCK_BYTES = 16 * MIB  # of random bytes, made anew for each round by each load process: 50 ms
 

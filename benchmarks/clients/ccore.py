@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from multiprocessing.connection import Connection
@@ -90,3 +90,45 @@ class CCoreClient:
 
     def _unary(self, method: str) -> Callable[..., bytes]:
         return self._channel.unary_unary(SERVICE + method)  # type: ignore[no-any-return]
+
+
+class CheckingCCoreClient(CCoreClient):
+    """What somebody with grpcio writes to get what modelreg's own client gives: bytes that are hashed before they are sent, and compared
+    with the version's hash when they have come.
+    """
+
+    def prepare_upload(self, task: Task, payload: Payload) -> Callable[[], int]:
+        data = memoryview(b"".join(part for piece in payload.pieces() for part in piece))
+        call = self._channel.stream_unary(
+            SERVICE + "CreateVersion", pb.CreateVersionRequestChunk.SerializeToString, pb.CreateVersionReply.FromString
+        )
+
+        def messages(digest: str) -> Iterator[pb.CreateVersionRequestChunk]:
+            request = pb.CreateVersionRequestChunk
+            info = pb.ModelVersionInfo(model_id=task.model, archived=task.stored, data_size=len(data), data_hash=digest)
+            yield request(header=request.Header(version_info=info))
+            for start in range(0, len(data), task.chunk):
+                yield request(body=request.Body(data_chunk=bytes(data[start : start + task.chunk])))
+
+        def upload() -> int:
+            digest = b64encode(hashlib.sha256(data).digest()).decode()
+            return int(call(messages(digest), timeout=self.timeout).version_info.version_number)
+
+        return upload
+
+    def prepare_download(self, task: Task, version: int, digest: str) -> Work:
+        look_up = self._unary("RetrieveVersionInfos")
+        infos = pb.RetrieveVersionInfosRequest(model_id=task.model, version_numbers=[version]).SerializeToString()
+        request = pb.RetrieveVersionDataRequest(model_id=task.model, version_number=version).SerializeToString()
+        call = self._channel.unary_stream(
+            SERVICE + "RetrieveVersionData", response_deserializer=pb.RetrieveVersionDataReplyChunk.FromString
+        )
+
+        def download() -> None:
+            (info,) = pb.RetrieveVersionInfosReply.FromString(look_up(infos, timeout=self.timeout)).version_infos
+            data = b"".join(message.data_chunk for message in call(request, timeout=self.timeout))
+            found = b64encode(hashlib.sha256(data).digest()).decode()
+            if len(data) != task.size or found not in (info.data_hash, digest):
+                raise WrongReply(f"{len(data)} bytes came of {task.size}, or not those that were sent")
+
+        return download

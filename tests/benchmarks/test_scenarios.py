@@ -11,7 +11,7 @@ from benchmarks.clients import Task
 from benchmarks.load import Load
 from benchmarks.runner import Result, Round, Runner
 from benchmarks.scenarios import SCENARIOS, Case, Point, Scenario, choose
-from benchmarks.targets import NULL, TARGETS, Server, Target, available
+from benchmarks.targets import NULL, OWN, TARGETS, Server, Target, available
 
 KINDS = sorted({scenario.kind for scenario in SCENARIOS})
 
@@ -63,12 +63,7 @@ def test_the_own_client_beside_the_other(tmp_path: Path) -> None:
     results = run(tmp_path, available(), [scenario for scenario in SCENARIOS if scenario.own])
     check(results)
     for result in results:
-        assert [row.name for row in result.rows] == [
-            "modelreg",
-            "asyncio client",
-            "asyncio-hashed client",
-            "blocking client",
-        ]
+        assert [row.name for row in result.rows] == ["modelreg", *(target.name for target in OWN)]
         assert result.ratio(result.rows[1], result.rows[0]) is not None
 
 
