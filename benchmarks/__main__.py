@@ -94,7 +94,6 @@ def main(
             if only_list:
                 _list(runner, targets, cases)
                 return
-            signal.signal(signal.SIGTERM, _interrupt)  # servers and directories are cleaned up as after Ctrl-C
             facts = report.machine(Path(scratch))
             # Its unit is a millisecond of what each measurement should take.
             shares = {case: int(1000 * runner.seconds(case) / runner.steps(case)) for case in cases}
@@ -157,4 +156,5 @@ def _interrupt(_number: int, _stack: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # servers and directories are cleaned up as after Ctrl-C
     main()

@@ -25,7 +25,15 @@ from modelreg.storage.archive import Archive
 from modelreg.storage.buffers import BUFFER_BYTES, FILLING_SECONDS, Budget, BufferPool
 from modelreg.storage.threads import Threads
 from modelreg.storage.transient import TransientStore
-from modelreg.storage.writers import BUFFERS_AHEAD, SMALL_BYTES, ContentWriter, MemoryWriter, file_writer, small_writer
+from modelreg.storage.writers import (
+    BUFFERS_AHEAD,
+    SMALL_BYTES,
+    ContentWriter,
+    FileWriter,
+    MemoryWriter,
+    file_writer,
+    small_writer,
+)
 from tests.storage.surroundings import LARGE, archive_at, cancelled_at_every_step, memory_directory, pattern
 
 
@@ -352,9 +360,14 @@ async def test_there_is_no_room_after_a_failure() -> None:
     fd = os.open("/dev/full", os.O_RDWR)
     with pytest.raises(ResourceExhausted):
         async with to_file(fd, Budget(64 << 20)) as written:
-            while (room := written.writer.room(1 << 30)) is not None:
-                written.writer.filled(len(room))
-                await trio.testing.wait_all_tasks_blocked()
+            room = written.writer.room(1 << 30)
+            assert room is not None
+            written.writer.filled(len(room))
+            assert isinstance(written.writer, FileWriter)
+            with trio.fail_after(10):
+                while not written.writer._failed:  # a thread is at it
+                    await trio.lowlevel.checkpoint()
+            assert written.writer.room(1) is None
             await written.writer.write(memoryview(b"x"))
     os.close(fd)
 
