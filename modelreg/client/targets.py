@@ -129,9 +129,8 @@ class FileTarget:
         self._overwrite = overwrite
         self._durable = durable
         self._fd = -1
-        self._spare: list[
-            memoryview
-        ] = []  # new memory costs a page fault for each 4 KiB, half as much time as hashing takes
+        # New memory costs a page fault for each 4 KiB, half as much time as hashing takes.
+        self._spare: list[memoryview] = []
 
     def __enter__(self) -> Self:
         try:

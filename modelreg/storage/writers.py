@@ -36,7 +36,7 @@ SMALL_BYTES = 128 << 10
 BUFFERS_AHEAD = 4
 
 # From this size on, bytes go to the disk past the page cache where the file system allows it. 256 MiB stored and then fetched at once take
-# 0.66 s so (the fetch reads the disk), and 1.1 s through the page cache, where writing costs four times the CPU time.
+# 0.66 s so (the fetch reads the disk), and 1.1 s through the page cache, where writing costs three times the CPU time.
 DIRECT_BYTES = 8 << 20
 
 # What O_DIRECT wants offsets and sizes to be multiples of: the largest logical block in use.

@@ -169,6 +169,7 @@ class Connection:
                     rested = rested and landed < BYTES_PER_TURN
                 if not rested:
                     await trio.lowlevel.checkpoint()
+                    rested = True
                     landed = 0
                 if count:
                     data = buffer.view[used : used + count]

@@ -7,8 +7,8 @@ The splitter looks at each 9-byte frame header first, before any of the payload 
                └── all others ────► checked for size, completed, sink.frame(raw bytes)
 
 Nothing but the payload of a control frame is ever copied, and that only when it is cut in two by the end of the input;
-a DATA frame passes through in as many pieces as the input has, or past the splitter, which is told so (`passed`). So the cost is linear in the number of frames and the
-memory is bounded by `max_header_bytes`, however the bytes are cut.
+a DATA frame passes through in as many pieces as the input has, or past the splitter, which is told so (`passed`). So the
+cost is linear in the number of frames and the memory is bounded by `max_header_bytes`, however the bytes are cut.
 
 A header block is measured over HEADERS and all its CONTINUATIONs before anything of it is decoded.
 """

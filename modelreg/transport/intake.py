@@ -7,7 +7,7 @@ data then goes there without a turn of its task for each piece, or a copy on the
     socket ──► receive buffer ──► memory of the destination any other                            (`take`)
     socket ──► receive buffer ──► inbox ──► handler         what is no data, or finds no room
 
-Both keep the order: nothing is landed while the handler has anything before it left to take.
+All keep the order: nothing is landed while the handler has anything before it left to take.
 """
 
 from __future__ import annotations
