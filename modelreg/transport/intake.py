@@ -13,9 +13,10 @@ All keep the order: nothing is landed while the handler has anything before it l
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import trio
 import trio.lowlevel
@@ -45,15 +46,18 @@ class Destination(Protocol):
         """So many bytes of that memory have been written, from its beginning."""
 
 
-@runtime_checkable
-class LandsData(Protocol):
-    """Request messages whose data needn't pass through the handler: those of this transport."""
+class LandsData(ABC):
+    """Request messages whose data needn't pass through the handler: those of this transport.
 
+    No Protocol: looking whether something is one takes 4 µs with Python 3.11.
+    """
+
+    @abstractmethod
     def landing_in(self, destination: Destination) -> AbstractContextManager[None]:
         """While it lasts, data goes to `destination` where it can; what it has no room for is an item, as before."""
 
 
-class Requests:
+class Requests(LandsData):
     """The request messages of a call, as an async iterator: protobuf messages, or the items of a `MessageDecoder`."""
 
     def __init__(self, core: Core, stream: Stream, messages: WholeMessages | StreamedMessages) -> None:
