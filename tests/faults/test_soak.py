@@ -178,17 +178,19 @@ def test_soak(launcher: Launcher, tmp_path: Path) -> None:
             store(calls, b"first", model_id)
     before = trio.run(settled, server)
     load = Load(server)
-    everybody = [write, write, publish_one, publish_one, read, read, watch, watch, delete_one]
     seeds = itertools.count(random.randrange(1 << 32))
-    with ThreadPoolExecutor(len(everybody) + 2) as threads:
-        work = [threads.submit(load.run, one, next(seeds)) for one in everybody]
-        work += [threads.submit(load.misbehave, next(seeds)) for _ in range(2)]
+    with ThreadPoolExecutor(16) as threads:
+        watchers = [threads.submit(load.run, watch, next(seeds)) for _ in range(2)]
+        works = [write, write, publish_one, publish_one, read, read, delete_one]
+        others = [threads.submit(load.run, work, next(seeds)) for work in works]
+        others += [threads.submit(load.misbehave, next(seeds)) for _ in range(2)]
         samples = load.sample(SECONDS)
+        wait(others)  # nobody deletes any more
         with server.calls() as calls:
-            while wait(work, timeout=0.1).not_done:  # whoever watches waits for more
-                for model_id in calls.model_ids():
+            while wait(watchers, timeout=0.1).not_done:  # they wait for more
+                for model_id in MODELS:
                     publish(calls, b"last", model_id)
-        for each in work:
+        for each in watchers + others:
             each.result()
     sys.stdout.write(f"{dict(load.done)}\n")
     assert all(load.done[what] for what in ("store", "publish", "read", "watch", "delete", "reset", "drop", "nonsense"))
