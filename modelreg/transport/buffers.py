@@ -1,11 +1,14 @@
 """Receive buffers that are lent out and come back.
 
-The reader receives into a `Buffer`, all but what it receives where it goes (`intake`); DATA payloads are slices of it. Whoever holds slices of a buffer holds a reference
-(`refs`), and the last one to let go returns the memory to the pool. A payload that is small against its buffer is copied
-instead (`streams.Stream.deposit`), so that a few bytes never pin a whole buffer.
+The reader receives into a `Buffer`, all but what it receives where it goes (`intake`); DATA payloads are slices of it.
+Whoever holds slices of a buffer holds a reference (`refs`), and the last one to let go returns the memory to the pool. A
+payload that is small against its buffer is copied instead (`streams.Stream.deposit`), so that a few bytes never pin a whole
+buffer.
 """
 
 from __future__ import annotations
+
+import mmap
 
 
 class Buffer:
@@ -14,7 +17,8 @@ class Buffer:
     __slots__ = ("_pool", "refs", "view")
 
     def __init__(self, size: int, pool: BufferPool) -> None:
-        self.view = memoryview(bytearray(size))
+        # A mapping of its own: through malloc, buffers of this size leave holes in the heap, which grew for an hour of mixed load.
+        self.view = memoryview(mmap.mmap(-1, size))
         self.refs = 1
         self._pool = pool
 
