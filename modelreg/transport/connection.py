@@ -91,6 +91,7 @@ class Connection:
         self._plan: Plan | None = None  # what is being written
         self._flushed = trio.Event()  # the last byte was written
         self._failed = False
+        self._over = False  # nothing is read any more, and no task may be started
         self._began = self._heard = self._busy = trio.current_time()
         self._partial_since: float | None = None  # since when the rest of a frame is due,
         self._partial_of = 0  # and which frame that is
@@ -107,6 +108,8 @@ class Connection:
                     await self._read()
                 except ConnectionFault as fault:
                     await self._end(fault)
+                finally:
+                    self._over = True
                 await self._stop_calls(StatusCode.CANCELLED, "the connection is closed")
                 nursery.cancel_scope.cancel()
         except Exception as error:
@@ -353,15 +356,17 @@ class Connection:
     # ---- the clock ------------------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Called about once a second: everything that ends a connection because of time."""
-        if self._is_dead(now):
-            self._cancel()
+        """Called about once a second: everything that ends a connection because of time. It raises nothing, as it's the clock of all."""
+        if self._over:
             return
         try:
+            if self._is_dead(now):
+                self._cancel()
+                return
             self._check_peer(now)
             self._check_streams(now)
-        except ConnectionFault as fault:
-            self._shared.logger.exception("a connection failed", exc_info=fault)
+        except Exception as error:
+            self._shared.logger.exception("a connection failed", exc_info=error)
             self._cancel()
 
     def _check_peer(self, now: float) -> None:

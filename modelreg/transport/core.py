@@ -392,8 +392,9 @@ class Core:
             self.outbound.control(frames.goaway(self.engine.highest_stream_id, ErrorCode.NO_ERROR))
 
     def fail(self, code: ErrorCode, reason: str) -> None:
-        """The last frame on this connection."""
+        """The last frame on this connection. What has just been opened on it isn't begun."""
         self.refusing = self.drained = True
+        self._opened.clear()
         self.outbound.ready.clear()
         self.outbound.control(frames.goaway(self.engine.highest_stream_id, code, reason))
 

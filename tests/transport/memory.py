@@ -25,8 +25,12 @@ class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
 
     async def connect(self) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
-        await self._send.send(theirs)
+        await self.offer(theirs)
         return ours
+
+    async def offer(self, stream: trio.abc.Stream) -> None:
+        """A connection over any stream."""
+        await self._send.send(stream)
 
     async def accept(self) -> trio.abc.Stream:
         return await self._receive.receive()

@@ -173,3 +173,49 @@ async def test_accept_failures_pause_and_recover(
         assert (await client.call(path("Echo"), value(b"x"))).status == 0
         assert failures == 0
     assert len(caplog.records) == 1
+
+
+class SlowToClose(trio.abc.Stream):
+    """The clock comes to its connection between the end of its tasks and its own, as it may come to any."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+        await trio.aclose_forcefully(self._stream)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_call_that_began_in_a_broken_connection_is_none(
+    reads: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It isn't started when the clock comes: not while the connection ends, nor when it has ended, which took the server with it."""
+    async with serving() as serve:
+        other = await serve.connect()
+        watched = other.reply(await begin(other, "Watch"))
+        ours, theirs = trio.testing.memory_stream_pair()
+        await serve.listener.offer(SlowToClose(theirs))
+        broken = h2client.H2Client(ours)
+        await broken.start()
+        opened = h2client.headers(1, h2client.block(h2client.request_fields(path("Watch"))))
+        await broken.send(opened, h2client.data(0, b"x"))
+        if reads:
+            await broken.until_closed(1000)
+            assert [frame.code for frame in broken.goaways] == [ErrorCode.PROTOCOL_ERROR]
+        else:
+            await ours.aclose()
+        await trio.sleep(20)
+        assert serve.server.statistics().streams_total == 1
+        assert not watched.ended
+        assert (await other.call(path("Echo"), value(b"x"))).status == 0
