@@ -28,10 +28,10 @@ from modelreg.cli import main
 from modelreg.transport import frames
 from modelreg.transport.faults import ErrorCode
 from tests.clients.calls import Calls, Code, data_hash
-from tests.faults.abuse import WATCH, begin, download, settled, temporary_files, upload
+from tests.faults.abuse import WATCH, begin, download, fields, settled, temporary_files, upload
 from tests.faults.crash import Launcher, Server
 from tests.faults.scenarios import delete, publish, store
-from tests.support.h2client import connected, message
+from tests.support.h2client import connected, headers, message
 from tests.support.measures import descriptors, memory_bytes
 
 SECONDS = float(os.environ.get("MODELREG_TEST_SOAK_SECONDS", "3600"))
@@ -111,7 +111,9 @@ class Load:
                     await client.send(*(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in begun))
                     self.done["reset"] += len(begun)
                 elif choose.random() < 0.5:
-                    await client.try_send(frames.ping(bytes(8)) * choose.randrange(1000), b"GET / HTTP/1.1\r\n\r\n")
+                    opened = headers(client.new_id(), fields("VersionUpdate"))
+                    pings = frames.ping(bytes(8)) * choose.randrange(1000)
+                    await client.try_send(pings, opened, b"GET / HTTP/1.1\r\n\r\n")
                     await client.until_closed()
                     self.done["nonsense"] += 1
                 else:
