@@ -5,7 +5,8 @@ need to know of it; `OPTIONS` lists the same in order. Names and variables are t
 model_registry``, where it has the option.
 
 Values arrive as text and pass the same conversion whichever way they came. A flag goes before a variable, a variable
-before the default; an empty variable is the same as none, as it is for the program this one replaces.
+before the default; an empty variable is the same as none, as it is for the program this one replaces. An empty flag
+isn't for the files that protect the registry: a shell's variable that isn't set must not open it to everybody.
 """
 
 from __future__ import annotations
@@ -137,12 +138,14 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _optional_file(text: str) -> Path | None:
-    if not text:
-        return None
+def _file(text: str) -> Path | None:
     if not Path(text).name or "\0" in text:
         raise ValueError("the path of a file")
     return Path(text)
+
+
+def _optional_file(text: str) -> Path | None:
+    return _file(text) if text else None
 
 
 def _host(text: str) -> str:
@@ -355,7 +358,7 @@ class Settings:
         metavar="FILE",
         default=None,
         default_text="none",
-        convert=_optional_file,
+        convert=_file,
         meaning="File of the tokens that calls need, one a line after read-write or read-only. Without it, everybody "
         "may call.",
     )
@@ -364,7 +367,7 @@ class Settings:
         metavar="FILE",
         default=None,
         default_text="none",
-        convert=_optional_file,
+        convert=_file,
         meaning="Certificate to serve TLS with, PEM, with those that lead to its CA. Read again on SIGHUP.",
     )
     tls_key: Path | None = _option(
@@ -372,7 +375,7 @@ class Settings:
         metavar="FILE",
         default=None,
         default_text="none",
-        convert=_optional_file,
+        convert=_file,
         meaning="Key of the TLS certificate, PEM, not encrypted.",
     )
     tls_client_ca: Path | None = _option(
@@ -380,7 +383,7 @@ class Settings:
         metavar="FILE",
         default=None,
         default_text="none",
-        convert=_optional_file,
+        convert=_file,
         meaning="CA, PEM, from which clients need a certificate. Without it, none is asked for.",
     )
     log_level: LogLevel = _option(
