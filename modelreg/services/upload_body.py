@@ -57,6 +57,10 @@ class ChunkDecoder:
     def passing_on(self) -> bool:
         return self._form is _Form.DATA
 
+    @property
+    def held(self) -> int:
+        return len(self._collected)
+
     def begin(self, length: int) -> None:
         self._length = length
         self._form = _Form.UNDECIDED

@@ -51,8 +51,8 @@ class BufferPool:
             self._free.append(buffer)
 
 
-class WindowPool:
-    """The server's allowance for windows beyond the initial one: what a stream borrows, all others lack until it is back."""
+class Allowance:
+    """Bytes that all streams of a server share: what one borrows, all others lack until it is back."""
 
     __slots__ = ("left",)
 

@@ -19,6 +19,7 @@ import trio
 import trio.lowlevel
 
 from ._purerpc import Method, RpcFailedError, StatusCode, status_of
+from .buffers import Allowance
 from .core import Core
 from .faults import ConnectionFault
 from .files import FileMessage
@@ -88,6 +89,7 @@ class Call:
         decoder: Callable[[], MessageDecoder] | None,
         admit: Callable[[Request], None] | None,
         max_message_bytes: int,
+        allowance: Allowance,
         logger: Logger,
     ) -> None:
         self.stream = stream
@@ -97,6 +99,7 @@ class Call:
         self._decoder = decoder
         self._admit = admit
         self._max_message_bytes = max_message_bytes
+        self._allowance = allowance
         self._logger = logger
         self._room = Signal()
         stream.wake_sender = self._room.set
@@ -164,9 +167,10 @@ class Call:
     def _messages(self) -> WholeMessages | StreamedMessages:
         encoding = self.stream.request.message_encoding
         if self._decoder is None:
-            return WholeMessages(self._method.request_type.FromString, encoding, self._max_message_bytes)
+            parse = self._method.request_type.FromString
+            return WholeMessages(parse, encoding, self._max_message_bytes, self._allowance)
         self.stream.wants_window = True
-        return StreamedMessages(self._decoder(), encoding)
+        return StreamedMessages(self._decoder(), encoding, self._allowance)
 
     async def _send(self, reply: object) -> None:
         """Queue one message of a reply; returns when there is room for the next one."""

@@ -18,7 +18,7 @@ import trio
 import trio.lowlevel
 
 from ._purerpc import Method, StatusCode
-from .buffers import Buffer, BufferPool, WindowPool
+from .buffers import Allowance, Buffer, BufferPool
 from .calls import Call, Gate, Logger
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
@@ -70,7 +70,8 @@ class Shared:
         self.limits = limits
         self.logger = logger
         self.buffers = BufferPool()
-        self.windows = WindowPool(limits.window_pool)
+        self.windows = Allowance(limits.window_pool)
+        self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))
         self.prefetches = trio.CapacityLimiter(4)
         self.calls_total = 0
 
@@ -223,7 +224,7 @@ class Connection:
                 continue
             decoder = shared.streamed.get(path)
             limit = shared.limits.max_message_bytes
-            call = Call(core, self._gate, stream, method, decoder, shared.admit, limit, shared.logger)
+            call = Call(core, self._gate, stream, method, decoder, shared.admit, limit, shared.messages, shared.logger)
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._run, call, name=path)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from . import frames, replies
 from ._h2 import Engine, HeaderList, StreamHandle
 from .abuse import AbuseMeters
-from .buffers import Buffer, WindowPool
+from .buffers import Allowance, Buffer
 from .faults import ConnectionFault, ErrorCode, StreamFault
 from .files import FileMessage
 from .limits import Limits
@@ -49,7 +49,7 @@ KEEPALIVE_PING = b"areyouin"
 class Core:
     """The state of one connection. Methods raise `ConnectionFault` when the peer has made it unusable."""
 
-    def __init__(self, limits: Limits, windows: WindowPool, peer: str) -> None:
+    def __init__(self, limits: Limits, windows: Allowance, peer: str) -> None:
         self.engine = Engine(
             self,
             max_frame_bytes=limits.max_frame_bytes,

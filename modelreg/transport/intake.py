@@ -132,6 +132,7 @@ class Requests(LandsData):
     def close(self) -> None:
         """The handler takes no more."""
         self._let_go()
+        self._messages.release()
 
     def _let_go(self) -> None:
         """Let go of the receive buffer."""

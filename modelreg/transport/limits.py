@@ -29,6 +29,12 @@ class Limits:
     Methods with a `MessageDecoder` have no such limit: they never hold a message.
     """
 
+    message_pool: int = attrs.field(default=64 * MIB, validator=attrs.validators.gt(0))
+    """What all messages of the server together may hold while they are put together, and until the handler asks for the next.
+
+    One that finds no room ends with RESOURCE_EXHAUSTED. At least `max_message_bytes`; a call's first `messages.UNCOUNTED` bytes are free.
+    """
+
     max_header_bytes: int = attrs.field(default=16 * KIB, validator=attrs.validators.gt(0))
     """One header block, both as it is sent (over all CONTINUATIONs) and as it is decoded."""
 

@@ -4,7 +4,8 @@
 
 Two ways with one beginning. `WholeMessages` collects a message and parses it; what it holds is bounded by
 `max_message_bytes`, known from the prefix, or for a compressed one from what has come out of the decompressor so far.
-`StreamedMessages` holds nothing: it hands every piece to a `MessageDecoder` as it comes.
+`StreamedMessages` holds nothing: it hands every piece to a `MessageDecoder` as it comes, which may. What is held is borrowed
+from an allowance of the whole server: thousands of calls that never end their message would hold gigabytes.
 
 Both are generators over a chunk, pulled by whoever wants the items: a chunk of 50,000 empty messages is never expanded
 into a list, each costs the same, and `PAUSE` among the items marks the places, in many messages or a large compressed one,
@@ -21,6 +22,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from ._purerpc import StatusCode, failure
+from .buffers import Allowance
 
 PREFIX = struct.Struct(">BI")
 PREFIX_SIZE = PREFIX.size
@@ -28,6 +30,9 @@ INFLATE_STEP = 64 * 1024
 _INFLATE_INPUT = 4096  # zlib hands back a copy of the input it has not used at every step, so it gets little
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib.decompressobj: gzip framing, zlib framing
 _MESSAGES_PER_PAUSE = 128
+
+UNCOUNTED = 16 * 1024
+"""Bytes of a message that any call may hold without borrowing them."""
 
 PAUSE = object()
 """Not an item: nothing was decoded, but a lot was looked at."""
@@ -43,6 +48,10 @@ class MessageDecoder(Protocol):
     @property
     def passing_on(self) -> bool:
         """Whether the rest of the message is data, which `feed` hands on as it is."""
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept until the message is complete."""
 
     def begin(self, length: int) -> None:
         """A message of `length` bytes starts; -1 where that is not known because it is compressed."""
@@ -75,14 +84,30 @@ def _too_large(limit: int) -> Exception:
 class _Messages:
     """What both ways share: where in a message the stream is."""
 
-    def __init__(self, encoding: str | None) -> None:
+    def __init__(self, encoding: str | None, allowance: Allowance) -> None:
         self._encoding = encoding
+        self._allowance = allowance
+        self._borrowed = 0
         self._prefix = bytearray()  # a prefix cut by the end of a chunk
         self._left = -1  # bytes of the message still to come, -1 between messages
         self._inflater: zlib._Decompress | None = None
 
     def _begin(self, length: int, compressed: bool) -> None:
         raise NotImplementedError
+
+    def _hold(self, count: int) -> None:
+        """So many bytes of a message are in memory."""
+        more = count - UNCOUNTED - self._borrowed
+        if more > 0:
+            granted = self._allowance.take(more)
+            self._borrowed += granted
+            if granted < more:
+                raise failure(StatusCode.RESOURCE_EXHAUSTED, "too many large messages arrive at once: try again later")
+
+    def release(self) -> None:
+        """Nothing is held any more."""
+        self._allowance.give(self._borrowed)
+        self._borrowed = 0
 
     def finish(self) -> None:
         """The request has ended; raises if that was within a message."""
@@ -109,6 +134,7 @@ class _Messages:
             if self._encoding is None:
                 raise failure(StatusCode.INTERNAL, "a compressed message, but no grpc-encoding")
             self._inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
+        self.release()
         self._begin(length, bool(flag))
         self._left = length
         return pos
@@ -145,8 +171,10 @@ class _Messages:
 class WholeMessages(_Messages):
     """Messages parsed by a protobuf class."""
 
-    def __init__(self, parse: Callable[[bytes], object], encoding: str | None, max_message_bytes: int) -> None:
-        super().__init__(encoding)
+    def __init__(
+        self, parse: Callable[[bytes], object], encoding: str | None, max_message_bytes: int, allowance: Allowance
+    ) -> None:
+        super().__init__(encoding, allowance)
         self._parse = parse
         self._limit = max_message_bytes
         self._body = bytearray()  # what of the message has arrived, when it did not arrive in one chunk
@@ -172,13 +200,15 @@ class WholeMessages(_Messages):
                     self._body += inflated
                     if len(self._body) > self._limit:
                         raise _too_large(self._limit)
+                    self._hold(len(self._body))
                     yield PAUSE
-            elif left == 0 and not self._body:
+            elif left == 0 and not self._body and len(piece) <= UNCOUNTED:
                 self._left = -1
                 yield self._message(bytes(piece))
                 continue
             else:
                 self._body += piece
+                self._hold(len(self._body))
             if left == 0:
                 self._end_inflating()
                 self._left = -1
@@ -196,8 +226,8 @@ class WholeMessages(_Messages):
 class StreamedMessages(_Messages):
     """Messages given to a `MessageDecoder` piece by piece."""
 
-    def __init__(self, decoder: MessageDecoder, encoding: str | None) -> None:
-        super().__init__(encoding)
+    def __init__(self, decoder: MessageDecoder, encoding: str | None, allowance: Allowance) -> None:
+        super().__init__(encoding, allowance)
         self._decoder = decoder
         self._quiet = 0  # messages since the last PAUSE, over all chunks
 
@@ -236,9 +266,11 @@ class StreamedMessages(_Messages):
                     self._left = left = left - len(piece)
                     if self._inflater is None:
                         yield from decoder.feed(piece)
+                        self._hold(decoder.held)
                     else:
                         for inflated in self._inflate(piece):
                             yield from decoder.feed(memoryview(inflated))
+                            self._hold(decoder.held)
                             yield PAUSE
                 if left == 0:
                     self._end_inflating()

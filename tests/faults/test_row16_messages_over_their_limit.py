@@ -9,6 +9,8 @@ import pytest
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
+from modelreg.transport import frames
+from modelreg.transport.faults import ErrorCode
 from tests.clients.calls import body
 from tests.faults.abuse import begin, encoded, send_all, upload_begins, with_sibling
 from tests.faults.crash import Launcher
@@ -45,6 +47,24 @@ async def test_a_message_over_its_limit(launcher: Launcher, memory_path: Path, m
             assert (await client.finished(stream_id)).status == 8
             await sibling.hears()
             assert peak_memory_bytes(server.pid) - memory < 8 * MIB
+
+
+@pytest.mark.parametrize("method", ["Status", "CreateVersion"])
+async def test_many_messages_that_never_end(launcher: Launcher, memory_path: Path, method: str) -> None:
+    """Within its limit each, and 256 MiB together: most find no room, and the others go on."""
+    server = launcher.start(memory_path / "archive")
+    async with with_sibling(server) as (client, sibling):
+        with launcher.canary(server):
+            memory = memory_bytes(server.pid)
+            sent = filled(LIMIT)[: MIB // 2]
+            begun = [await begin(client, method, sent, whole=False) for _ in range(512)]
+            refused = 0
+            while refused < 350:
+                assert await client.receive()
+                refused = sum(client.reply(stream_id).status == 8 for stream_id in begun)
+            await sibling.hears()
+            assert peak_memory_bytes(server.pid) - memory < 128 * MIB
+            await client.send(*(frames.rst_stream(stream_id, ErrorCode.CANCEL) for stream_id in begun))
 
 
 async def test_a_message_at_its_limit(launcher: Launcher, memory_path: Path) -> None:

@@ -47,6 +47,10 @@ class Pieces:
     def passing_on(self) -> bool:
         return True
 
+    @property
+    def held(self) -> int:
+        return 0
+
     def begin(self, length: int) -> None:
         self.lengths.append(length)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from modelreg.transport.buffers import BufferPool, WindowPool
+from modelreg.transport.buffers import Allowance, BufferPool
 
 
 def test_a_buffer_comes_back_with_its_last_reference() -> None:
@@ -23,8 +23,8 @@ def test_only_some_are_kept() -> None:
     assert sum(buffer in buffers for buffer in again) == 2
 
 
-def test_windows_are_lent_as_long_as_there_are_any() -> None:
-    pool = WindowPool(100)
+def test_bytes_are_lent_as_long_as_there_are_any() -> None:
+    pool = Allowance(100)
     assert [pool.take(60), pool.take(60), pool.take(60)] == [60, 40, 0]
     pool.give(50)
     assert pool.take(60) == 50

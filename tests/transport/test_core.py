@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from modelreg.transport import FileMessage, Limits, frames
-from modelreg.transport.buffers import BufferPool, WindowPool
+from modelreg.transport.buffers import Allowance, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ConnectionFault, ErrorCode
 from modelreg.transport.frames import PREFACE, frame_header, rst_stream, window_update
@@ -24,7 +24,7 @@ OPEN = headers(1, block(request_fields("/a/b")))
 
 def make(limits: Limits | None = None, start: bytes = PREFACE + settings({})) -> Core:
     limits = limits or Limits()
-    core = Core(limits, WindowPool(limits.window_pool), "")
+    core = Core(limits, Allowance(limits.window_pool), "")
     feed(core, start)
     return core
 
@@ -70,7 +70,7 @@ def resets(core: Core) -> dict[int, ErrorCode]:
 
 
 def test_start() -> None:
-    core = Core(Limits(), WindowPool(0), "")
+    core = Core(Limits(), Allowance(0), "")
     kinds = [(kind, stream_id) for kind, _, stream_id, _ in written(core)]
     assert kinds == [(frames.SETTINGS, 0), (frames.WINDOW_UPDATE, 0)]
     feed(core, PREFACE + settings({}) + frames.ping(b"12345678"))
@@ -131,7 +131,7 @@ def test_credit_only_for_what_was_consumed() -> None:
 
 def test_a_stream_that_keeps_up_gets_a_larger_window_and_gives_it_back() -> None:
     limits = Limits(stream_window=100_000, max_stream_window=400_000, window_pool=250_000)
-    windows = WindowPool(limits.window_pool)
+    windows = Allowance(limits.window_pool)
     core = Core(limits, windows, "")
     (stream,) = feed(core, PREFACE + settings({}), OPEN)
     stream.wants_window = True

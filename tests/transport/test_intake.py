@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from modelreg.transport import Limits, intake
-from modelreg.transport.buffers import Buffer, BufferPool
+from modelreg.transport.buffers import Allowance, Buffer, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ErrorCode
 from modelreg.transport.intake import Requests
@@ -97,7 +97,7 @@ def _land_from_the_first_byte_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def upload(place: Place) -> Upload:
     core = make(Limits(stream_window=1 << 20, max_stream_window=1 << 20))
     (stream,) = feed(core, OPEN)
-    return Upload(core, stream, Requests(core, stream, StreamedMessages(Pieces(), None)), place)
+    return Upload(core, stream, Requests(core, stream, StreamedMessages(Pieces(), None, Allowance(0))), place)
 
 
 def frames_of(content: bytes, sizes: Sequence[int]) -> bytes:

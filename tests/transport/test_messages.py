@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from purerpc.grpclib.exceptions import RpcFailedError
 from purerpc.grpclib.status import StatusCode
 
-from modelreg.transport.messages import PAUSE, DecodeError, StreamedMessages, WholeMessages
+from modelreg.transport.buffers import Allowance
+from modelreg.transport.messages import PAUSE, UNCOUNTED, DecodeError, StreamedMessages, WholeMessages
 from tests.support.h2client import message
 
 LIMIT = 4 << 20
@@ -37,6 +38,10 @@ class Recorder:
     def passing_on(self) -> bool:
         return False
 
+    @property
+    def held(self) -> int:
+        return 0 if self._body is None else len(self._body)
+
     def begin(self, length: int) -> None:
         assert self._body is None
         self._body = bytearray()
@@ -56,7 +61,7 @@ class Recorder:
 
 
 def whole(chunks: Sequence[bytes], encoding: str | None = None, limit: int = LIMIT) -> list[object]:
-    messages = WholeMessages(bytes, encoding, limit)
+    messages = WholeMessages(bytes, encoding, limit, Allowance(limit))
     found = [item for chunk in chunks for item in messages.decode(memoryview(chunk)) if item is not PAUSE]
     messages.finish()
     return found
@@ -64,7 +69,7 @@ def whole(chunks: Sequence[bytes], encoding: str | None = None, limit: int = LIM
 
 def streamed(chunks: Sequence[bytes], encoding: str | None = None) -> list[tuple[int, bytes]]:
     recorder = Recorder()
-    messages = StreamedMessages(recorder, encoding)
+    messages = StreamedMessages(recorder, encoding, Allowance(LIMIT))
     for chunk in chunks:
         for _ in messages.decode(memoryview(chunk)):
             pass
@@ -138,8 +143,46 @@ def test_flags_and_bodies() -> None:
     assert failure([message(compress(b"abc", "deflate"), 1)], "gzip") is StatusCode.INVALID_ARGUMENT
 
 
+def unfinished(allowance: Allowance, kind: str) -> StreamedMessages | WholeMessages:
+    """A message of 100 KB of which all has come but its end."""
+    encoding = "gzip" if kind == "compressed" else None
+    content = os.urandom(100_000)
+    sent = message(content) if encoding is None else message(compress(content, encoding), 1)
+    messages = (
+        StreamedMessages(Recorder(), None, allowance)
+        if kind == "streamed"
+        else WholeMessages(bytes, encoding, LIMIT, allowance)
+    )
+    for _ in messages.decode(memoryview(sent)[:-1]):
+        pass
+    return messages
+
+
+@pytest.mark.parametrize("kind", ["whole", "compressed", "streamed"])
+def test_what_messages_hold_is_borrowed(kind: str) -> None:
+    allowance = Allowance(200_000)
+    first = unfinished(allowance, kind)
+    assert abs(200_000 - (100_000 - UNCOUNTED) - allowance.left) < 100
+    unfinished(allowance, kind)
+    with pytest.raises(RpcFailedError) as caught:
+        unfinished(allowance, kind)
+    assert caught.value.status.status_code is StatusCode.RESOURCE_EXHAUSTED
+    assert allowance.left == 0
+    first.release()
+    assert allowance.left >= 100_000 - UNCOUNTED - 100
+
+
+def test_a_message_that_is_complete_is_held_until_the_next() -> None:
+    allowance = Allowance(1_000_000)
+    messages = WholeMessages(bytes, None, LIMIT, allowance)
+    assert len(list(messages.decode(memoryview(message(bytes(100_000)))))) == 1
+    assert allowance.left == 900_000 + UNCOUNTED
+    assert len(list(messages.decode(memoryview(message(bytes(UNCOUNTED)))))) == 1
+    assert allowance.left == 1_000_000
+
+
 def test_not_protobuf() -> None:
-    messages = WholeMessages(BytesValue.FromString, None, LIMIT)
+    messages = WholeMessages(BytesValue.FromString, None, LIMIT, Allowance(LIMIT))
     with pytest.raises(RpcFailedError) as caught:
         list(messages.decode(memoryview(message(b"\xff"))))
     assert caught.value.status.status_code is StatusCode.INVALID_ARGUMENT
@@ -151,7 +194,7 @@ def test_decode_error_of_a_decoder() -> None:
             raise DecodeError("no")
 
     with pytest.raises(RpcFailedError) as caught:
-        list(StreamedMessages(Picky(), None).decode(memoryview(message(b"abc"))))
+        list(StreamedMessages(Picky(), None, Allowance(0)).decode(memoryview(message(b"abc"))))
     assert (caught.value.status.status_code, caught.value.status.status_message) == (StatusCode.INVALID_ARGUMENT, "no")
 
 
@@ -168,7 +211,7 @@ def test_a_bomb_costs_no_memory(encoding: str) -> None:
         )
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
         tracemalloc.reset_peak()
-        messages = StreamedMessages(Recorder(), encoding)
+        messages = StreamedMessages(Recorder(), encoding, Allowance(1 << 30))
         pieces = messages.decode(memoryview(sent)[:30_000])
         assert max(len(piece) for piece in pieces if isinstance(piece, memoryview)) <= 64 * 1024
     finally:
@@ -180,7 +223,7 @@ def test_a_chunk_of_tiny_messages_is_linear_and_can_be_interrupted() -> None:
     seconds = []
     for count in (20_000, 200_000):
         recorder = Recorder()
-        messages = StreamedMessages(recorder, None)
+        messages = StreamedMessages(recorder, None, Allowance(0))
         chunk = message(b"") * count
         start = time.process_time()
         pauses = sum(item is PAUSE for item in messages.decode(memoryview(chunk)))
