@@ -35,7 +35,7 @@ class Credentials:
         """The listener with TLS, where there is a certificate."""
         if self._context is None:
             return listener
-        protected = TlsListener(listener, self._context)
+        protected = TlsListener(listener, self._context, self._logger)
         self._listeners.append(protected)
         return protected
 

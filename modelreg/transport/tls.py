@@ -1,17 +1,30 @@
 """TLS for the server: a listener whose streams do their handshake, ALPN included, on first use.
 
-HTTP/2 over TLS is negotiated by ALPN (RFC 9113, section 3.2), and gRPC clients offer "h2"; a client that doesn't is told so by an
-alert, or closed. A renewed certificate is taken up by giving the listener another context: connections that exist keep theirs.
+HTTP/2 over TLS is negotiated by ALPN (RFC 9113, section 3.2), and gRPC clients offer "h2"; one that doesn't is closed. Whoever fails the
+handshake is told why by an alert (RFC 8446, section 6), and so is the log, at debug. A renewed certificate is taken up by giving the
+listener another context: connections that exist keep theirs.
 """
 
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 ALPN = "h2"
+
+# How long a client whose handshake failed has to take the alert, in seconds, and how often more is read of what it sends.
+ALERT_TIMEOUT = 1.0
+ALERT_READS = 8
+
+
+class Logger(Protocol):
+    """What is needed of a logger; structlog's fits."""
+
+    def debug(self, event: str, **fields: object) -> object: ...
 
 
 class TlsUnusable(Exception):
@@ -54,12 +67,13 @@ class TlsListener(trio.abc.Listener["TlsStream"]):
         context: used for the next connection; assign another one to renew the certificate.
     """
 
-    def __init__(self, listener: trio.SocketListener, context: ssl.SSLContext) -> None:
+    def __init__(self, listener: trio.SocketListener, context: ssl.SSLContext, logger: Logger) -> None:
         self.context = context
         self._listener = listener
+        self._logger = logger
 
     async def accept(self) -> TlsStream:
-        return TlsStream(await self._listener.accept(), self.context)
+        return TlsStream(await self._listener.accept(), self.context, self._logger)
 
     async def aclose(self) -> None:
         await self._listener.aclose()
@@ -68,8 +82,9 @@ class TlsListener(trio.abc.Listener["TlsStream"]):
 class TlsStream(trio.abc.Stream):
     """A connection whose first use does the handshake; one that fails, or agrees on another protocol, is a broken stream."""
 
-    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
-        self.socket = stream.socket
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, logger: Logger) -> None:
+        self.transport_stream = stream
+        self._logger = logger
         self._stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         self._handshaking = trio.Lock()
         self._ready = False
@@ -93,10 +108,29 @@ class TlsStream(trio.abc.Stream):
         if self._ready:
             return
         async with self._handshaking:
-            await self._stream.do_handshake()
+            try:
+                await self._stream.do_handshake()
+            except trio.BrokenResourceError as error:
+                if isinstance(error.__cause__, ssl.SSLError):
+                    self._logger.debug("a TLS handshake failed", reason=_reason(error.__cause__))
+                    await self._alert()
+                raise
             if self._stream.selected_alpn_protocol() != ALPN:
+                self._logger.debug("a TLS handshake failed", reason="the client doesn't offer HTTP/2 by ALPN")
                 raise trio.BrokenResourceError("the client doesn't speak HTTP/2")
             self._ready = True
+
+    async def _alert(self) -> None:
+        """Send the alert that OpenSSL has made of its failure, and give the client a moment to take it."""
+        # trio leaves the alert in its private buffer of what is to be sent: there is no other way to it.
+        alert = self._stream._outgoing.read()
+        with trio.move_on_after(ALERT_TIMEOUT), suppress(trio.BrokenResourceError):
+            await self.transport_stream.send_all(alert)
+            await self.transport_stream.send_eof()
+            # A socket that is closed with unread bytes makes the client forget what it hasn't read, so some are taken in.
+            for _ in range(ALERT_READS):
+                if not await self.transport_stream.receive_some():
+                    break
 
 
 def _no_password() -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import trustme
 
 from modelreg.api import common_pb2, health_pb2
 from modelreg.api import model_registry_pb2 as api
+from modelreg.transport.tls import make_context
 from tests.clients.calls import CHANNEL_OPTIONS, Calls, Code, open_channel
 from tests.support.server import PATIENCE, ServerProgram, StartServer
 
@@ -130,6 +132,41 @@ def test_clients_need_a_certificate_where_a_ca_says_so(start_server: StartServer
         with secure_calls(server, authority, client) as calls, pytest.raises(grpc.RpcError) as caught:
             calls.create("policy")
         assert caught.value.code() is Code.UNAVAILABLE
+
+
+def refusal(server: ServerProgram, authority: Authority, client: trustme.LeafCert | None = None) -> str:
+    """The alert with which a handshake ends, in OpenSSL's words."""
+    trusting = ssl.create_default_context(cafile=str(authority.ca_file))
+    trusting.set_alpn_protocols(["h2"])
+    if client is not None:
+        client.configure_cert(trusting)
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as plain:
+        with pytest.raises(ssl.SSLError) as caught, trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            while secure.recv(1000):  # the server's settings are no answer yet
+                pass
+    return str(caught.value.reason)
+
+
+def test_tls_is_1_2_or_newer(authority: Authority) -> None:
+    certificate, key = (Path(option.partition("=")[2]) for option in authority.server_options())
+    assert make_context(certificate, key).minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_whoever_fails_the_handshake_is_told_why_and_so_is_the_log(
+    start_server: StartServer, authority: Authority
+) -> None:
+    options = (*authority.server_options(), f"--tls_client_ca={authority.ca_file}", "--log_level=debug")
+    server = start_server(*options)
+    stranger = trustme.CA().issue_cert("stranger.example")
+    yesterday = datetime.now(timezone.utc) - timedelta(days=1)
+    expired = authority.ca.issue_cert("trainer.example", not_after=yesterday)
+    assert refusal(server, authority) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    server.wait_for_log("a TLS handshake failed", reason="PEER_DID_NOT_RETURN_A_CERTIFICATE")
+    assert refusal(server, authority, stranger) == "TLSV1_ALERT_UNKNOWN_CA"
+    assert refusal(server, authority, expired) == "SSLV3_ALERT_CERTIFICATE_EXPIRED"
+    server.wait_for_log("a TLS handshake failed", reason="CERTIFICATE_VERIFY_FAILED")
+    with secure_calls(server, authority, authority.ca.issue_cert("trainer.example")) as calls:
+        round_trip(calls, b"data")
 
 
 def test_a_renewed_certificate_is_taken_up_without_a_restart(start_server: StartServer, authority: Authority) -> None:
