@@ -123,7 +123,7 @@ class TlsStream(trio.abc.Stream):
     async def _alert(self) -> None:
         """Send the alert that OpenSSL has made of its failure, and give the client a moment to take it."""
         # trio leaves the alert in its private buffer of what is to be sent: there is no other way to it.
-        alert = self._stream._outgoing.read()
+        alert = self._stream._outgoing.read()  # noqa: SLF001
         with trio.move_on_after(ALERT_TIMEOUT), suppress(trio.BrokenResourceError):
             await self.transport_stream.send_all(alert)
             await self.transport_stream.send_eof()
