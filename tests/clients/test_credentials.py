@@ -23,6 +23,7 @@ from modelreg.api import common_pb2, health_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.transport.tls import make_context
 from tests.clients.calls import CHANNEL_OPTIONS, Calls, Code, open_channel
+from tests.support import h2client
 from tests.support.server import PATIENCE, ServerProgram, StartServer
 
 WRITER, READER = "writer-token-1", "reader-token-1"
@@ -266,6 +267,13 @@ def test_an_upload_without_a_token_is_refused_before_its_data(guarded: ServerPro
     with open_channel(guarded.address) as channel:
         assert code_of(Calls(channel).CreateVersion, chunks()) is Code.UNAUTHENTICATED
     assert sent < 64
+
+
+async def test_a_call_without_a_token_is_refused_before_its_message(guarded: ServerProgram) -> None:
+    async with h2client.connected(guarded.port) as client:
+        for method in ("RetrieveModels", "CreateOrUpdateModel", "CreateVersion", "VersionUpdate"):
+            stream = await client.open(f"/cogmentAPI.ModelRegistrySP/{method}")
+            assert (await client.finished(stream)).status == Code.UNAUTHENTICATED.value[0]
 
 
 def test_health_is_open_to_all_and_reflection_is_not(guarded: ServerProgram) -> None:

@@ -20,6 +20,7 @@ class Call:
 
 
 HEALTH = Call("grpc.health.v1.Health", "Check")
+HEALTHS = [attrs.evolve(HEALTH, method_name=method) for method in ("Check", "List", "Watch")]
 REFLECTION = Call("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo")
 LOOKUP = Call("cogmentAPI.ModelRegistrySP", "RetrieveModels")
 DIRECTORYS = [Call("cogmentAPI.ModelRegistrySP", method) for method in ("Version", "Status")]
@@ -67,7 +68,7 @@ def test_tokens_come_before_readiness_and_are_asked_for_each_time(tmp_path: Path
         assert (not_ready, ready) == (["UNAVAILABLE", "PERMISSION_DENIED", None], [None, "PERMISSION_DENIED", None])
     else:
         assert not_ready == ready == ["UNAUTHENTICATED"] * 3
-    assert [refused(admit, call) for call in (HEALTH, *DIRECTORYS)] == [None] * 3
+    assert [refused(admit, call) for call in (*HEALTHS, *DIRECTORYS)] == [None] * 5
     readiness.stop()
     assert [refused(admit, call) for call in (HEALTH, *DIRECTORYS)] == [None, "UNAVAILABLE", "UNAVAILABLE"]
     readiness.start()

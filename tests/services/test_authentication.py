@@ -41,6 +41,13 @@ def test_a_read_only_token_reads(tokens: Tokens) -> None:
         tokens.check(call("authentication-token", READER), writes=True)
 
 
+def test_of_two_tokens_one_that_may_is_enough(tokens: Tokens) -> None:
+    for other in ("wrong-token", READER):
+        both = (("authentication-token", other), ("authorization", f"Bearer  {WRITER} "))
+        tokens.check(Call(both), writes=True)
+        tokens.check(Call(both[::-1]), writes=True)
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -48,6 +55,7 @@ def test_a_read_only_token_reads(tokens: Tokens) -> None:
         call("authentication-token", ""),
         call("authentication-token", WRITER[:-1]),
         call("authentication-token", WRITER + "x"),
+        call("authentication-token", WRITER.upper()),
         call("authentication-token", WRITER.encode()),
         call("authorization", WRITER),
         call("authorization", f"Basic {WRITER}"),
@@ -74,7 +82,7 @@ def test_tokens_are_not_kept(tokens: Tokens) -> None:
         ("read-write", "line 1"),
         (f"\nwrite {WRITER}", "line 2"),
         (f"read-write {WRITER} and more", "line 1"),
-        ("read-write short", "line 1"),
+        ("read-write seven77", "line 1"),
     ],
 )
 def test_a_bad_file_is_refused_without_showing_it(tmp_path: Path, text: str, complaint: str) -> None:

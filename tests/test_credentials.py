@@ -1,0 +1,123 @@
+"""What is read of the files that say who is who, at the start and when they are renewed."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from modelreg.credentials import Credentials
+from modelreg.errors import CredentialsUnusable
+from modelreg.settings import Settings
+from modelreg.transport.tls import TlsListener
+
+FAILED = "credentials could not be renewed, those from before stay"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Files of each kind that can be used."""
+    ca = trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    files = {
+        "tls_certificate": issued.cert_chain_pems[0].bytes(),
+        "tls_key": issued.private_key_pem.bytes(),
+        "tls_client_ca": ca.cert_pem.bytes(),
+        "authentication_token_file": b"read-write writer-token-1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return Settings(
+        tls_certificate=tmp_path / "tls_certificate",
+        tls_key=tmp_path / "tls_key",
+        tls_client_ca=tmp_path / "tls_client_ca",
+        authentication_token_file=tmp_path / "authentication_token_file",
+    )
+
+
+def read(settings: Settings) -> Credentials:
+    return Credentials(settings, structlog.get_logger())
+
+
+def encrypted(key: bytes) -> bytes:
+    loaded = load_pem_private_key(key, None)
+    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a passphrase"))
+
+
+async def test_what_is_renewed_is_taken_up_by_every_listener(settings: Settings, tmp_path: Path) -> None:
+    credentials = read(settings)
+    before = credentials.tokens()
+    listeners = [credentials.protected((await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]) for _ in range(2)]
+    contexts = [listener.context for listener in listeners if isinstance(listener, TlsListener)]
+    assert len(contexts) == 2
+    other = trustme.CA()
+    (tmp_path / "tls_client_ca").write_bytes(other.cert_pem.bytes())
+    (tmp_path / "authentication_token_file").write_text("read-only another-token\n")
+    with structlog.testing.capture_logs() as log:
+        credentials.renew()
+    assert [line["event"] for line in log] == ["renewed credentials"]
+    assert credentials.tokens() not in (before, None)
+    for listener in listeners:
+        assert isinstance(listener, TlsListener)
+        assert listener.context not in contexts
+        assert listener.context.verify_mode is ssl.CERT_REQUIRED
+        assert [*map(ssl.DER_cert_to_PEM_cert, listener.context.get_ca_certs(binary_form=True))] == [
+            other.cert_pem.bytes().decode()
+        ]
+        await listener.aclose()
+
+
+@pytest.mark.parametrize("broken", ["tls_certificate", "tls_key", "tls_client_ca", "authentication_token_file"])
+async def test_one_file_that_cannot_be_used_keeps_the_others_from_being_taken_up(
+    settings: Settings, tmp_path: Path, broken: str
+) -> None:
+    credentials = read(settings)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    protected = credentials.protected(listener)
+    assert isinstance(protected, TlsListener)
+    tokens, context = credentials.tokens(), protected.context
+    assert tokens is not None
+    (tmp_path / "authentication_token_file").write_text("read-only another-token\n")
+    (tmp_path / broken).write_text("nothing of use")
+    with structlog.testing.capture_logs() as log:
+        credentials.renew()
+    assert [(line["event"], line["log_level"]) for line in log] == [(FAILED, "error")]
+    assert str(tmp_path / broken) in log[0]["reason"]
+    assert credentials.tokens() is tokens
+    assert protected.context is context
+    await protected.aclose()
+
+
+def test_without_credentials_there_is_nothing_to_renew() -> None:
+    credentials = read(Settings())
+    with structlog.testing.capture_logs() as log:
+        credentials.renew()
+    assert credentials.tokens() is None
+    assert log == []
+
+
+@pytest.mark.parametrize("broken", ["tls_certificate", "tls_key", "tls_client_ca", "authentication_token_file"])
+def test_a_file_that_cannot_be_used_is_named(settings: Settings, tmp_path: Path, broken: str) -> None:
+    for content in (b"", b"nothing of use", b"\xff\xfe\0", None):
+        (tmp_path / broken).unlink() if content is None else (tmp_path / broken).write_bytes(content)
+        with pytest.raises(CredentialsUnusable) as caught:
+            read(settings)
+        assert str(tmp_path / broken) in str(caught.value)
+        assert ("No such file" in str(caught.value)) == (content is None)
+
+
+def test_nobody_is_asked_for_the_passphrase_of_a_key(settings: Settings, tmp_path: Path) -> None:
+    key = tmp_path / "tls_key"
+    key.write_bytes(encrypted(key.read_bytes()))
+    with pytest.raises(CredentialsUnusable, match="encrypted"):
+        read(settings)
