@@ -226,6 +226,17 @@ async def test_an_existing_blob_that_can_not_be_synced_is_replaced(
     assert not list((tmp_path / "tmp").iterdir())
 
 
+async def test_the_name_of_an_existing_blob_is_made_durable(
+    archive: Archive, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gave it the name may not have come to that."""
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    temporary = temporary_file(archive)
+    fail_directory_syncs(monkeypatch)
+    with pytest.raises(durable.DirectorySyncError):
+        blobs.install(temporary, DIGEST, SIZE)
+
+
 async def test_healing_never_leaves_the_name_empty(
     archive: Archive, blobs: BlobStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

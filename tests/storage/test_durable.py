@@ -89,6 +89,37 @@ def test_sealing_closes_a_file_that_can_not_be_synced() -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_a_file_that_can_not_be_closed_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network's file system has to say of a write may come as late as that."""
+    close = os.close
+
+    def failing(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", failing)
+        with pytest.raises(OSError):
+            durable.write_sealed(tmp_path, b"content", 0o440)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to nothing"])
+def test_a_temporary_file_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    taken = tmp_path / "taken"
+    other = tmp_path / "other"
+    if kind != "link to nothing":
+        other.write_bytes(b"content")
+    if kind == "file":
+        other.rename(taken)
+    else:
+        taken.symlink_to(other)
+    monkeypatch.setattr(durable, "temporary_path", lambda directory: taken)
+    with pytest.raises(FileExistsError):
+        durable.create_temporary(tmp_path)
+    assert kind == "link to nothing" or taken.read_bytes() == b"content"
+
+
 def test_temporary_files_have_names_of_their_own(tmp_path: Path) -> None:
     (one, first), (other, second) = durable.create_temporary(tmp_path), durable.create_temporary(tmp_path)
     os.close(one)
