@@ -114,7 +114,7 @@ def test_a_temporary_file_is_a_new_one(tmp_path: Path, monkeypatch: pytest.Monke
         other.rename(taken)
     else:
         taken.symlink_to(other)
-    monkeypatch.setattr(durable, "temporary_path", lambda directory: taken)
+    monkeypatch.setattr(durable, "temporary_path", lambda _: taken)
     with pytest.raises(FileExistsError):
         durable.create_temporary(tmp_path)
     assert kind == "link to nothing" or taken.read_bytes() == b"content"
