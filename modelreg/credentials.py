@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ssl
+import stat
+from contextlib import suppress
+from pathlib import Path
 
 import trio
 
@@ -12,6 +15,9 @@ from modelreg.services import Tokens
 from modelreg.services.authentication import TokensUnusable
 from modelreg.settings import Settings
 from modelreg.transport.tls import TlsListener, TlsUnusable, make_context
+
+# What nobody may do but a secret file's owner.
+OTHERS = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP
 
 
 class Credentials:
@@ -54,9 +60,19 @@ class Credentials:
             listener.context = self._context
         self._logger.info("renewed credentials")
 
+    def _warn_of_others(self, path: Path | None) -> None:
+        """Log where others than a secret file's owner can read it, or change who gets in; its group may read it."""
+        with suppress(OSError):  # whoever reads it says why it can't be
+            if path is not None and path.stat().st_mode & OTHERS:
+                self._logger.warning(
+                    "other users of this machine can read or change a secret: chmod 600", file=str(path)
+                )
+
     def _read(self) -> tuple[ssl.SSLContext | None, Tokens | None]:
         settings = self._settings
         context = tokens = None
+        self._warn_of_others(settings.tls_key)
+        self._warn_of_others(settings.authentication_token_file)
         try:
             if settings.tls_certificate is not None and settings.tls_key is not None:
                 context = make_context(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)

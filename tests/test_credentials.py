@@ -37,6 +37,7 @@ def settings(tmp_path: Path) -> Settings:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
     return Settings(
         tls_certificate=tmp_path / "tls_certificate",
         tls_key=tmp_path / "tls_key",
@@ -121,3 +122,17 @@ def test_nobody_is_asked_for_the_passphrase_of_a_key(settings: Settings, tmp_pat
     key.write_bytes(encrypted(key.read_bytes()))
     with pytest.raises(CredentialsUnusable, match="encrypted"):
         read(settings)
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True), (0o660, True), (0o602, True)]
+)
+def test_secrets_that_others_can_read_or_change_are_warned_about(
+    settings: Settings, tmp_path: Path, mode: int, warned: bool
+) -> None:
+    secrets = ["tls_key", "authentication_token_file"]
+    for name in (*secrets, "tls_certificate", "tls_client_ca"):
+        (tmp_path / name).chmod(mode)
+    with structlog.testing.capture_logs() as log:
+        read(settings)
+    assert [line["file"] for line in log] == ([str(tmp_path / name) for name in secrets] if warned else [])

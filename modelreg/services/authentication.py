@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -24,8 +25,12 @@ from modelreg.errors import PermissionDenied, Unauthenticated
 READ_WRITE = "read-write"
 READ_ONLY = "read-only"
 
-# Shorter ones can be guessed.
+# Shorter ones can be guessed; longer ones don't fit the headers that a server takes.
 SHORTEST_TOKEN = 8
+LONGEST_TOKEN = 4096
+
+# What can travel as metadata (gRPC over HTTP/2, "ASCII-Value").
+_TOKEN = re.compile(f"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}")
 
 _HINT = "send metadata authentication-token, or authorization: Bearer"
 
@@ -49,26 +54,32 @@ class Tokens:
     def read(cls, path: Path) -> Tokens:
         """Read a token file. Raises TokensUnusable."""
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             msg = f"the token file {str(path)!r} can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
             raise TokensUnusable(msg) from error
-        known = []
+        known: dict[bytes, bool] = {}
         for number, line in enumerate(lines, start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
-            if len(words) != 2 or words[0] not in (READ_WRITE, READ_ONLY) or len(words[1]) < SHORTEST_TOKEN:
+            if len(words) != 2 or words[0] not in (READ_WRITE, READ_ONLY) or not _TOKEN.fullmatch(words[1]):
                 msg = (
                     f"line {number} of the token file {str(path)!r} isn't '{READ_WRITE}' or '{READ_ONLY}' "
-                    f"and a token of at least {SHORTEST_TOKEN} characters"
+                    f"and a token of {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable ASCII characters"
                 )
                 raise TokensUnusable(msg)
-            known.append((_hash(words[1]), words[0] == READ_WRITE))
+            token = _hash(words[1])
+            if token in known:
+                msg = (
+                    f"line {number} of the token file {str(path)!r} holds a token of a line before: remove one of them"
+                )
+                raise TokensUnusable(msg)
+            known[token] = words[0] == READ_WRITE
         if not known:
             msg = f"the token file {str(path)!r} holds no token: nobody could call"
             raise TokensUnusable(msg)
-        return cls(tuple(known))
+        return cls(tuple(known.items()))
 
     def check(self, request: _Request, *, writes: bool) -> None:
         """Raise Unauthenticated without a known token, PermissionDenied with one that may not do what the call does."""

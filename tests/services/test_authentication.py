@@ -83,13 +83,23 @@ def test_tokens_are_not_kept(tokens: Tokens) -> None:
         (f"\nwrite {WRITER}", "line 2"),
         (f"read-write {WRITER} and more", "line 1"),
         ("read-write seven77", "line 1"),
+        (f"read-write {WRITER}\x1b", "line 1.*printable ASCII"),
+        (f"read-write {WRITER}\0", "line 1"),
+        (f"read-write {WRITER}é", "line 1"),
+        (f"read-write {WRITER}{'x' * 4096}", "line 1.*4096"),
+        (f"read-only {WRITER}\n\nread-write {WRITER}", "line 3.*line before"),
     ],
 )
 def test_a_bad_file_is_refused_without_showing_it(tmp_path: Path, text: str, complaint: str) -> None:
-    (tmp_path / "tokens").write_text(text)
+    (tmp_path / "tokens").write_text(text, "utf-8")
     with pytest.raises(TokensUnusable, match=complaint) as caught:
         Tokens.read(tmp_path / "tokens")
     assert WRITER not in str(caught.value)
+
+
+def test_a_file_is_utf_8_whatever_the_editor_puts_before_it(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"read-write {WRITER}\n# café", "utf-8-sig")
+    Tokens.read(tmp_path / "tokens").check(call("authentication-token", WRITER), writes=True)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
