@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,9 @@ READ_ONLY = "read-only"
 # Shorter ones can be guessed; longer ones don't fit the headers that a server takes.
 SHORTEST_TOKEN = 8
 LONGEST_TOKEN = 4096
+
+# One of each kind. Each costs a comparison with all that are known, and compressed headers hold hundreds in a few bytes.
+MOST_PRESENTED = 2
 
 # What can travel as metadata (gRPC over HTTP/2, "ASCII-Value").
 _TOKEN = re.compile(f"[!-~]{{{SHORTEST_TOKEN},{LONGEST_TOKEN}}}")
@@ -83,7 +87,10 @@ class Tokens:
 
     def check(self, request: _Request, *, writes: bool) -> None:
         """Raise Unauthenticated without a known token, PermissionDenied with one that may not do what the call does."""
-        presented = [_hash(token) for token in _presented(request)]
+        presented = [_hash(token) for token in islice(_presented(request), MOST_PRESENTED + 1)]
+        if len(presented) > MOST_PRESENTED:
+            msg = f"more than {MOST_PRESENTED} tokens came with the call: {_HINT}"
+            raise Unauthenticated(msg)
         if not presented:
             msg = f"this registry wants a token: {_HINT}"
             raise Unauthenticated(msg)

@@ -48,6 +48,11 @@ def test_of_two_tokens_one_that_may_is_enough(tokens: Tokens) -> None:
         tokens.check(Call(both[::-1]), writes=True)
 
 
+def test_more_than_two_tokens_are_not_looked_at(tokens: Tokens) -> None:
+    with pytest.raises(Unauthenticated, match="more than 2"):
+        tokens.check(Call((("authentication-token", WRITER),) * 3), writes=True)
+
+
 @pytest.mark.parametrize(
     "request_",
     [
