@@ -9,12 +9,6 @@ import pytest
 import structlog
 import trio
 import trustme
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from modelreg.credentials import Credentials
 from modelreg.errors import CredentialsUnusable
@@ -22,6 +16,15 @@ from modelreg.settings import Settings
 from modelreg.transport.tls import TlsListener
 
 FAILED = "credentials could not be renewed, those from before stay"
+
+ENCRYPTED_KEY = """\
+-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIGjMF8GCSqGSIb3DQEFDTBSMDEGCSqGSIb3DQEFDDAkBBCKiyA1LelnnYMsU82g
+1bsaAgIIADAMBggqhkiG9w0CCQUAMB0GCWCGSAFlAwQBKgQQndQNIm432F7I2gLb
+Mkw8XgRA2xKsl3FDJci9BaOzuJwDoRb5K1XZX1Qvx1gXIp4iVrt3ZRI7iuKMFFd6
+cKNgbgNuBQkN1VO7yeShsPED7qh15Q==
+-----END ENCRYPTED PRIVATE KEY-----
+"""
 
 
 @pytest.fixture
@@ -48,11 +51,6 @@ def settings(tmp_path: Path) -> Settings:
 
 def read(settings: Settings) -> Credentials:
     return Credentials(settings, structlog.get_logger())
-
-
-def encrypted(key: bytes) -> bytes:
-    loaded = load_pem_private_key(key, None)
-    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a passphrase"))
 
 
 async def test_what_is_renewed_is_taken_up_by_every_listener(settings: Settings, tmp_path: Path) -> None:
@@ -118,8 +116,7 @@ def test_a_file_that_cannot_be_used_is_named(settings: Settings, tmp_path: Path,
 
 
 def test_nobody_is_asked_for_the_passphrase_of_a_key(settings: Settings, tmp_path: Path) -> None:
-    key = tmp_path / "tls_key"
-    key.write_bytes(encrypted(key.read_bytes()))
+    (tmp_path / "tls_key").write_text(ENCRYPTED_KEY)
     with pytest.raises(CredentialsUnusable, match="encrypted"):
         read(settings)
 
