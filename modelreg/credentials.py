@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -16,7 +15,7 @@ from modelreg.services.authentication import TokensUnusable
 from modelreg.settings import Settings
 from modelreg.transport.tls import TlsListener, TlsUnusable, make_context
 
-# What nobody may do but a secret file's owner.
+# What nobody may do but a secret file's owner; its group may read it.
 OTHERS = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP
 
 
@@ -60,19 +59,13 @@ class Credentials:
             listener.context = self._context
         self._logger.info("renewed credentials")
 
-    def _warn_of_others(self, path: Path | None) -> None:
-        """Log where others than a secret file's owner can read it, or change who gets in; its group may read it."""
-        with suppress(OSError):  # whoever reads it says why it can't be
-            if path is not None and path.stat().st_mode & OTHERS:
-                self._logger.warning(
-                    "other users of this machine can read or change a secret: chmod 600", file=str(path)
-                )
-
     def _read(self) -> tuple[ssl.SSLContext | None, Tokens | None]:
         settings = self._settings
         context = tokens = None
-        self._warn_of_others(settings.tls_key)
-        self._warn_of_others(settings.authentication_token_file)
+        self._look_at(settings.tls_certificate)
+        self._look_at(settings.tls_key, secret=True)
+        self._look_at(settings.tls_client_ca)
+        self._look_at(settings.authentication_token_file, secret=True)
         try:
             if settings.tls_certificate is not None and settings.tls_key is not None:
                 context = make_context(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
@@ -81,3 +74,15 @@ class Credentials:
         except (TlsUnusable, TokensUnusable) as error:
             raise CredentialsUnusable(str(error)) from error
         return context, tokens
+
+    def _look_at(self, path: Path | None, *, secret: bool = False) -> None:
+        """Refuse what may never come to an end, as a pipe, and warn where others than its owner can read or change a secret."""
+        try:
+            mode = stat.S_IFREG if path is None else path.stat().st_mode
+        except OSError:  # who reads it says why it can't be
+            return
+        if not stat.S_ISREG(mode):
+            msg = f"{str(path)!r} can't be used: it's no regular file"
+            raise CredentialsUnusable(msg)
+        if secret and mode & OTHERS:
+            self._logger.warning("other users of this machine can read or change a secret: chmod 600", file=str(path))

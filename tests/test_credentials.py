@@ -115,6 +115,19 @@ def test_a_file_that_cannot_be_used_is_named(settings: Settings, tmp_path: Path,
         assert ("No such file" in str(caught.value)) == (content is None)
 
 
+@pytest.mark.parametrize("odd", ["tls_certificate", "tls_key", "tls_client_ca", "authentication_token_file"])
+def test_only_regular_files_are_read_as_others_may_never_end(settings: Settings, tmp_path: Path, odd: str) -> None:
+    credentials = read(settings)
+    (tmp_path / odd).unlink()
+    (tmp_path / odd).symlink_to("/dev/null")
+    with structlog.testing.capture_logs() as log:
+        credentials.renew()
+    (line,) = log
+    assert line["event"] == FAILED
+    assert "no regular file" in line["reason"]
+    assert str(tmp_path / odd) in line["reason"]
+
+
 def test_nobody_is_asked_for_the_passphrase_of_a_key(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "tls_key").write_text(ENCRYPTED_KEY)
     with pytest.raises(CredentialsUnusable, match="encrypted"):
