@@ -67,7 +67,7 @@ CLIENT_ENDINGS = {
     "Denied": Ending(
         22,
         "The registry wants a token or a certificate, or this one may not do it; or its own isn't trusted.",
-        "see --token-file, and --root-certificates where it's about certificates",
+        "see --token-file, or --root-certificates and --certificate-chain where it's about certificates",
     ),
     "Exhausted": Ending(
         23, "The registry has no room.", "delete models there with 'modelreg rm', or give it more room"

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import trustme
 
 from modelreg import __version__
 from modelreg.cli import main, output, progress, remote
+from tests.client.door import Door
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
 from tests.support.directory import RegisteringDirectory
@@ -403,6 +405,18 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         assert main(["models", "--root-certificates", at["my key"], *who]) == 2
         assert main(["models", "--patience=0"]) == 24
         assert "--root-certificates" in capfd.readouterr().err
+
+
+def test_no_certificate_where_one_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+    with Door.that_wants(authority, ssl.TLSVersion.TLSv1_3, of=authority) as door:
+        monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", door.url)
+        assert main(["models", "--root-certificates", str(tmp_path / "ca")]) == 22
+        assert "wants a certificate" in capfd.readouterr().err
+        assert door.knocks == 1
 
 
 def test_discovery(server: ServerProgram, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

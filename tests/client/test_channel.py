@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,6 +24,7 @@ from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.status import CallFailed, Code
 from modelreg.client.transport.wire import Address
 from modelreg.transport import Limits
+from modelreg.transport.frames import SETTINGS, frame_header
 from tests.client.conftest import Run
 from tests.client.fakes import serving
 
@@ -240,23 +242,48 @@ def test_a_silent_server_is_pinged_only_while_calls_run(run: Run, servicer: Watc
 
 
 def test_a_connection_that_nobody_answers(run: Run) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, and nobody reads
         port = silent.getsockname()[1]
 
         async def main() -> None:
-            async with channel_to(port, keepalive=0.05, keepalive_timeout=0.05) as channel:
-                with pytest.raises(CallFailed, match="doesn't answer") as failure:
+            async with channel_to(port, connect=0.05) as channel:
+                with pytest.raises(CallFailed, match=r"no connection to .* within 0\.05 s") as failure:
                     await channel.unary(SERVICE + "Version", EMPTY)
                 assert failure.value.code == Code.UNAVAILABLE
+                assert not failure.value.delivered
+                assert not channel.reached
 
         run(main)
 
 
-def test_what_is_no_grpc_server(run: Run) -> None:
-    import socket
+def test_a_connection_that_goes_silent(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
 
+        def greet() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.sendall(frame_header(0, SETTINGS, 0, 0))
+                done.wait(30)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+
+        async def main() -> None:
+            async with channel_to(listener.getsockname()[1], keepalive=0.05, keepalive_timeout=0.05) as channel:
+                with pytest.raises(CallFailed, match="doesn't answer") as failure:
+                    await channel.unary(SERVICE + "Version", EMPTY)
+                assert failure.value.code == Code.UNAVAILABLE
+                assert channel.reached
+
+        try:
+            run(main)
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_what_is_no_grpc_server(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def talk() -> None:
@@ -272,6 +299,7 @@ def test_what_is_no_grpc_server(run: Run) -> None:
             async with channel_to(listener.getsockname()[1]) as channel:
                 with pytest.raises(CallFailed, match=r"HTTP/2|closed|lost"):
                     await channel.unary(SERVICE + "Version", EMPTY)
+                assert not channel.reached
 
         run(main)
         thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import ssl
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import modelreg.client as cogment
 from modelreg.api import common_pb2
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from tests.client.conftest import Run
+from tests.client.door import Door
 from tests.client.fakes import Directory, serving
 
 
@@ -39,10 +41,10 @@ def pem(blob: Any) -> str:
     return str(blob.bytes().decode())
 
 
-def versions_at(run: Run, endpoint: Any, **options: Any) -> Any:
+def versions_at(run: Run, endpoint: Any, patience: float = 0.1, **options: Any) -> Any:
     async def main() -> Any:
         async with cogment.Context("test", **options) as made:
-            registry = await made.get_model_registry_v2(endpoint, patience=0.1)
+            registry = await made.get_model_registry_v2(endpoint, patience=patience)
             return await registry.versions()
 
     return run(main)
@@ -91,12 +93,29 @@ def test_a_server_that_wants_to_know_who_calls(run: Run, ca: trustme.CA) -> None
     ca.issue_cert("127.0.0.1").configure_cert(made)
     ours = ca.issue_cert("trainer.example")
     with serving(Registry(), ssl=made) as running:
-        roots = pem(ca.cert_pem)
         chain = "".join(pem(blob) for blob in ours.cert_chain_pems)
-        known = cogment.Endpoint(running.url, pem(ours.private_key_pem), roots, chain)
-        assert versions_at(run, known)
-        with pytest.raises((cogment.Unavailable, cogment.Denied)):
-            versions_at(run, cogment.Endpoint(running.url, root_certificates=roots))
+        assert versions_at(run, cogment.Endpoint(running.url, pem(ours.private_key_pem), pem(ca.cert_pem), chain))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_certificate_that_the_server_does_not_take(run: Run, ca: trustme.CA, version: ssl.TLSVersion) -> None:
+    """In TLS 1.3 the server says so when the handshake is over for the client."""
+    theirs = trustme.CA()
+    past = dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc)
+    for leaf in (ca.issue_cert("trainer.example"), theirs.issue_cert("trainer.example", not_after=past)):
+        with Door.that_wants(ca, version, of=theirs) as door:
+            chain = "".join(pem(blob) for blob in leaf.cert_chain_pems)
+            endpoint = cogment.Endpoint(door.url, pem(leaf.private_key_pem), pem(ca.cert_pem), chain)
+            with pytest.raises(cogment.Denied, match="certificate_chain isn't accepted"):
+                versions_at(run, endpoint, patience=30)
+            assert door.knocks == 1
+
+
+def test_no_certificate_for_a_server_that_wants_one(run: Run, ca: trustme.CA) -> None:
+    with Door.that_wants(ca, ssl.TLSVersion.TLSv1_3, of=ca) as door:
+        with pytest.raises(cogment.Denied, match="wants a certificate"):
+            versions_at(run, cogment.Endpoint(door.url, root_certificates=pem(ca.cert_pem)), patience=30)
+        assert door.knocks == 1
 
 
 def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run: Run, ca: trustme.CA, context: Any) -> None:

@@ -33,7 +33,7 @@ class Channel:
         background: where their tasks run.
 
     Attributes:
-        reached: whether there has been a connection.
+        reached: whether there has been a connection on which the server answered.
     """
 
     def __init__(

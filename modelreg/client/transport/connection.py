@@ -7,6 +7,7 @@ closed, or when the server has said GOAWAY and the last call is over; then every
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Sequence
 
@@ -25,13 +26,16 @@ RECEIVE_BYTES = 256 * 1024
 
 GOODBYE_SECONDS = 1.0
 
+# The alerts that are about certificates (RFC 8446, section 6.2), as OpenSSL names or writes them.
+_ALERT = re.compile(r"alert[ _](.*certificate.*|unknown[ _]ca|access[ _]denied|decrypt[ _]error)", re.IGNORECASE)
+
 
 @attrs.frozen(kw_only=True)
 class Timing:
     """Seconds."""
 
     connect: float = 10.0
-    """For address lookup, TCP and TLS together."""
+    """For address lookup, TCP, TLS and the server's SETTINGS together."""
 
     keepalive: float = 20.0
     """A server that has sent nothing for so long while calls are running gets a PING."""
@@ -55,6 +59,7 @@ class Connection:
         self._sending = False
         self._name = str(address)
         self._reason = f"the connection to {self._name} was closed"
+        self._error: OSError | None = None
         self._task: BackgroundTask | None = None
 
     @property
@@ -99,6 +104,21 @@ class Connection:
         """End it; calls that still run end UNAVAILABLE."""
         self._scope.cancel()
 
+    async def ready(self) -> None:
+        """Until the server has sent its SETTINGS: only then is it known that it's one, and lets this client in.
+
+        Raises:
+            OSError: the connection was lost before. A kind of it is `ssl.SSLError`: in TLS 1.3 it's now that a server says that
+                it doesn't take the client's certificate.
+            CallFailed: the server ended it, or doesn't speak HTTP/2.
+        """
+        while not self.usable or not self._core.greeted:
+            if self._error is not None:
+                raise self._error
+            if self._core.going_away is not None:
+                raise _unavailable(self._core.going_away)
+            await self._news.wait()
+
     async def run(self) -> None:
         """The connection's life, in the background."""
         try:
@@ -108,6 +128,7 @@ class Connection:
                         tasks.start_soon(self._guard, task)
         finally:
             self._core.lost(self._reason)
+            self._news.set()
             if not self._sending:  # else it would become part of what was being sent
                 with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_SECONDS):
                     try:
@@ -124,6 +145,7 @@ class Connection:
             self._reason = f"the server at {self._name} doesn't keep to HTTP/2: {fault}"
         except OSError as error:
             self._reason = f"the connection to {self._name} was lost: {error.strerror or error}"
+            self._error = error
         self._core.lost(self._reason)
         self._scope.cancel()
 
@@ -152,7 +174,11 @@ class Connection:
             pieces = self._core.plan()
             if pieces:
                 self._sending = True
-                await self._wire.send(pieces)
+                try:
+                    await self._wire.send(pieces)
+                except OSError:
+                    await anyio.sleep(GOODBYE_SECONDS)  # `_read` may find why: what the server said before it closed
+                    raise
                 self._sending = False
                 del pieces
             else:
@@ -181,25 +207,40 @@ class Connection:
 
 
 async def open_connection(address: Address, timing: Timing, background: Background) -> Connection:
-    """Connect. Raises `CallFailed` UNAVAILABLE, as no call could have been sent."""
+    """Connect, and wait until the server has answered. Raises `CallFailed`, mostly UNAVAILABLE, as no call could have been sent."""
     try:
         with anyio.fail_after(timing.connect):
-            wire = await connect(address)
+            connection = Connection(await connect(address), address, timing)
+            connection._task = background.spawn(connection.run, f"modelreg connection to {address}")  # noqa: SLF001
+            try:
+                await connection.ready()
+            except BaseException:
+                connection.close()
+                raise
     except TimeoutError:
         raise _unavailable(f"no connection to {address} within {timing.connect:g} s") from None
     except ssl.SSLCertVerificationError as error:
-        raise CallFailed(
-            Code.UNAUTHENTICATED, f"the certificate of {address} isn't trusted: {error.verify_message}", delivered=False
-        ) from error
+        raise _unauthenticated(f"the certificate of {address} isn't trusted: {error.verify_message}") from error
     except ssl.SSLError as error:
-        reason = "it seems to speak none" if error.reason == "WRONG_VERSION_NUMBER" else error.reason or error
-        raise _unavailable(f"no TLS with {address}: {reason}") from error
+        text = error.reason or str(error)
+        alert = _ALERT.search(text)
+        if alert is None:
+            reason = "it seems to speak none" if text == "WRONG_VERSION_NUMBER" else text
+            raise _unavailable(f"no TLS with {address}: {reason}") from error
+        said = alert[1].replace("_", " ").lower()
+        if "required" in said:
+            message = f"{address} wants a certificate of the client: give it a certificate_chain and a private_key"
+        else:
+            message = f"the certificate_chain isn't accepted by {address}: {said}"
+        raise _unauthenticated(message) from error
     except OSError as error:
         raise _unavailable(f"no connection to {address}: {error.strerror or error}") from error
-    connection = Connection(wire, address, timing)
-    connection._task = background.spawn(connection.run, f"modelreg connection to {address}")  # noqa: SLF001
     return connection
 
 
 def _unavailable(message: str) -> CallFailed:
     return CallFailed(Code.UNAVAILABLE, message, delivered=False, connected=False)
+
+
+def _unauthenticated(message: str) -> CallFailed:
+    return CallFailed(Code.UNAUTHENTICATED, message, delivered=False, connected=False)

@@ -130,6 +130,8 @@ class Core:
         self.going_away: str | None = None
         """Why the server wants no more calls here, once it has said so (GOAWAY)."""
         self.too_many_pings = False
+        self.greeted = False
+        """Whether the server's SETTINGS have come, the first that it has to send."""
         self.pongs = 0
 
     # Asked by calls
@@ -311,6 +313,7 @@ class Core:
             self._goaway(raw)
         elif kind in (frames.HEADERS, frames.CONTINUATION, frames.SETTINGS, frames.RST_STREAM):
             self._to_h2(raw)
+            self.greeted = self.greeted or kind == frames.SETTINGS
         # PRIORITY is of no meaning to a client, and extensions are to be ignored.
 
     def _window_update(self, stream_id: int, increment: int) -> None:
