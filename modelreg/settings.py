@@ -74,7 +74,8 @@ class Option:
         try:
             return self.convert(text)
         except ValueError as error:
-            shown = "the value given" if self.secret else repr(text)
+            # A URL may hold a password, before its host or as a query.
+            shown = "the value given" if self.secret or re.search("[@?#]", text) else repr(text)
             raise InvalidOption(f"{source}: {shown} is not {error}") from None
 
 

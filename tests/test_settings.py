@@ -44,7 +44,6 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
             "grpc://:9",
             "grpc://foo:99999",
             "grpc://foo:1/x",
-            "grpc://a@foo:1",
         ],
     ),
     "directory_authentication_token": (("GH670ploT", "GH670ploT"), ("a b", "a b"), ["é", "a\nb"]),
@@ -222,6 +221,14 @@ def test_a_directory_that_may_not_get_in_is_cautioned_about() -> None:
     assert not attrs.evolve(registering, authentication_token_file=Path("t")).cautions  # its health check needs none
     (caution,) = attrs.evolve(registering, tls_client_ca=Path("ca")).cautions
     assert "health check" in caution
+
+
+@pytest.mark.parametrize("url", ["grpc://user:PW@foo:1", "user:PW@foo:1", "grpc://foo:1?token=PW", "grpc://foo:1#PW"])
+def test_a_url_with_a_secret_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(InvalidOption, match="gRPC endpoint") as caught:
+        Settings.read({"directory_endpoint": url}, {})
+    assert "PW" not in str(caught.value)
+    assert "PW" not in repr(caught.value.__cause__)
 
 
 def test_secrets_are_not_shown() -> None:
