@@ -66,3 +66,6 @@ def make_logger(name: str, env_name: str | None = None, default_level: str = "IN
 
 
 logger = make_logger("modelreg.client", "COGMENT_LOG_LEVEL")
+
+for _name in ("hpack.hpack", "hpack.table"):  # which log headers at the level DEBUG, and so tokens
+    logging.getLogger(_name).addFilter(lambda record: record.levelno > logging.DEBUG)

@@ -166,3 +166,12 @@ def test_the_registrys_token(run: Run) -> None:
         with contextlib.suppress(cogment.Failed):
             versions_at(run, cogment.Endpoint(running.url))
             pytest.fail("there was no token")
+
+
+def test_no_token_in_a_log(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A program that logs everything that any library says."""
+    with serving(Registry()) as running, caplog.at_level(1):
+        for _ in range(2):
+            assert versions_at(run, cogment.Endpoint(running.url, token="SECRET"))
+    assert "SECRET" not in caplog.text
+    assert "header block" not in caplog.text  # which has it as Huffman code
