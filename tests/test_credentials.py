@@ -107,11 +107,13 @@ def test_without_credentials_there_is_nothing_to_renew() -> None:
 
 @pytest.mark.parametrize("broken", ["tls_certificate", "tls_key", "tls_client_ca", "authentication_token_file"])
 def test_a_file_that_cannot_be_used_is_named(settings: Settings, tmp_path: Path, broken: str) -> None:
-    for content in (b"", b"nothing of use", b"\xff\xfe\0", None):
+    cut_short = (tmp_path / broken).read_bytes()[:60]
+    for content in (b"", b"nothing of use", b"\xff\xfe\0", cut_short.replace(b"read-write", b""), None):
         (tmp_path / broken).unlink() if content is None else (tmp_path / broken).write_bytes(content)
         with pytest.raises(CredentialsUnusable) as caught:
             read(settings)
         assert str(tmp_path / broken) in str(caught.value)
+        assert sum(str(path) in str(caught.value) for path in tmp_path.iterdir()) <= 1
         assert ("No such file" in str(caught.value)) == (content is None)
 
 
@@ -130,7 +132,17 @@ def test_only_regular_files_are_read_as_others_may_never_end(settings: Settings,
 
 def test_nobody_is_asked_for_the_passphrase_of_a_key(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "tls_key").write_text(ENCRYPTED_KEY)
-    with pytest.raises(CredentialsUnusable, match="encrypted"):
+    with pytest.raises(CredentialsUnusable, match=r"tls_key'.*encrypted.*openssl pkey"):
+        read(settings)
+
+
+@pytest.mark.parametrize("key_type", list(trustme.KeyType))
+def test_a_key_of_another_certificate_is_said_to_be_one(
+    settings: Settings, tmp_path: Path, key_type: trustme.KeyType
+) -> None:
+    other = trustme.CA(key_type=key_type).issue_cert("127.0.0.1", key_type=key_type)
+    (tmp_path / "tls_key").write_bytes(other.private_key_pem.bytes())
+    with pytest.raises(CredentialsUnusable, match="the key is another certificate's"):
         read(settings)
 
 

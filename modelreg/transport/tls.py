@@ -7,6 +7,7 @@ listener another context: connections that exist keep theirs.
 
 from __future__ import annotations
 
+import re
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,12 @@ ALPN = "h2"
 # How long a client whose handshake failed has to take the alert, in seconds, and how often more is read of what it sends.
 ALERT_TIMEOUT = 1.0
 ALERT_READS = 8
+
+# What OpenSSL says where the files are good, each by itself.
+_REASONS = dict.fromkeys(
+    ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"),
+    "the key is another certificate's; if the certificate's file has several, the server's must be the first",
+)
 
 
 class Logger(Protocol):
@@ -42,15 +49,21 @@ def make_context(certificate: Path, key: Path, client_ca: Path | None = None) ->
     Raises:
         TlsUnusable: see there.
     """
+    _check_pem("the TLS certificate", certificate, "CERTIFICATE")
+    _check_pem("the TLS key", key, "PRIVATE KEY")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols([ALPN])
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
+    except _Encrypted as error:
+        msg = f"the TLS key {str(key)!r} can't be used: it's encrypted; `openssl pkey` makes one that isn't"
+        raise TlsUnusable(msg) from error
     except (OSError, ValueError) as error:
         msg = f"the TLS certificate {str(certificate)!r} and key {str(key)!r} can't be used: {_reason(error)}"
         raise TlsUnusable(msg) from error
     if client_ca is not None:
+        _check_pem("the CA for clients' certificates", client_ca, "CERTIFICATE")
         context.verify_mode = ssl.CERT_REQUIRED
         try:
             context.load_verify_locations(client_ca)
@@ -133,11 +146,27 @@ class TlsStream(trio.abc.Stream):
                     break
 
 
+class _Encrypted(Exception):
+    pass
+
+
 def _no_password() -> str:
-    raise ValueError("the key is encrypted")
+    raise _Encrypted
+
+
+def _check_pem(what: str, path: Path, kind: str) -> None:
+    """Raise TlsUnusable for a file that holds nothing of this kind: OpenSSL doesn't say which of two files it is."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        msg = f"{what} {str(path)!r} can't be read: {error.strerror}"
+        raise TlsUnusable(msg) from error
+    if not re.search(f"-----BEGIN ([A-Z0-9 ]*{kind})-----.+?-----END \\1-----".encode(), text, re.DOTALL):
+        msg = f"{what} {str(path)!r} can't be used: it isn't PEM, from -----BEGIN {kind}----- to -----END {kind}-----"
+        raise TlsUnusable(msg)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return error.reason or "not PEM"
+        return _REASONS.get(error.reason, error.reason or "not PEM")
     return getattr(error, "strerror", None) or str(error)
