@@ -9,6 +9,7 @@ cogment://discover/service?__id=N                 the one with this registration
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import tempfile
 from urllib.parse import parse_qsl, urlsplit
@@ -30,6 +31,8 @@ TYPES: dict[str, ServiceType] = {
     "modelregistry": ServiceType.MODEL_REGISTRY_SERVICE,
     "directory": ServiceType.DIRECTORY_SERVICE,
 }
+
+_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[\x00-\x7f]*?-----END \1-----")
 
 
 @attrs.define
@@ -65,20 +68,30 @@ class Endpoint:
         if not self.uses_tls:
             return None
         try:
-            context = ssl.create_default_context(cadata=self.root_certificates)
+            roots = self.root_certificates
+            context = ssl.create_default_context(cadata=None if roots is None else _pem("root_certificates", roots))
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.set_alpn_protocols(["h2"])
             if self.private_key is not None and self.certificate_chain is not None:
-                _load_chain(context, self.certificate_chain, self.private_key)
+                key = _pem("private_key", self.private_key)
+                _load_chain(context, key + _pem("certificate_chain", self.certificate_chain))
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(f"the endpoint's keys or certificates can't be used: {error}") from error
         return context
 
 
-def _load_chain(context: ssl.SSLContext, chain: str, key: str) -> None:
+def _pem(name: str, text: str) -> str:
+    """The PEM blocks of a text (RFC 7468), without what stands around them: comments, a byte order mark. Raises `ValueError`."""
+    blocks = [match[0] for match in _BLOCK.finditer(text)]
+    if not blocks:  # none at all would be taken for the system's
+        raise ValueError(f"there is no PEM in {name}")
+    return "\n".join(blocks) + "\n"
+
+
+def _load_chain(context: ssl.SSLContext, key_and_chain: str) -> None:
     """Give a context a certificate, which it takes from files only: one that is ours alone, and gone afterwards."""
     with tempfile.NamedTemporaryFile("w", prefix="modelreg-") as file:  # made with mode 0600
-        file.write(key.rstrip("\n") + "\n" + chain)
+        file.write(key_and_chain)
         file.flush()
         context.load_cert_chain(file.name)
 

@@ -130,10 +130,27 @@ def test_plain_bytes_where_tls_is_spoken_and_the_other_way_round(run: Run, ca: t
 def test_keys_that_can_not_be_used(run: Run) -> None:
     for endpoint in (
         cogment.Endpoint("grpc://localhost:1", root_certificates="no PEM"),
+        cogment.Endpoint("grpc://localhost:1", root_certificates=pem(trustme.CA().cert_pem).replace("M", "ä")),
         cogment.Endpoint("grpc://localhost:1", private_key="no", certificate_chain="PEM"),
     ):
         with pytest.raises(ValueError, match="can't be used"):
             versions_at(run, endpoint)
+
+
+def test_what_stands_around_keys_and_certificates(ca: trustme.CA) -> None:
+    """Comments, in any language, and the mark that editors on Windows put first."""
+    ours = ca.issue_cert("trainer.example")
+    texts = [pem(blob) for blob in (ours.private_key_pem, ca.cert_pem, ours.cert_chain_pems[0])]
+    key, roots, chain = (f"\ufeff{text}# Schlüssel\n" for text in texts)
+    context = cogment.Endpoint("grpc://localhost:1", key, roots, chain).tls_context()
+    assert context is not None
+    assert len(context.get_ca_certs()) == 1
+
+
+def test_no_root_certificates_are_not_those_of_the_system() -> None:
+    for nothing in ("", "\n", "# later\n"):
+        with pytest.raises(ValueError, match="no PEM in root_certificates"):
+            cogment.Endpoint("grpc://localhost:1", root_certificates=nothing).tls_context()
 
 
 def test_a_certificate_without_its_key(run: Run, ca: trustme.CA) -> None:
