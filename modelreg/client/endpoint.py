@@ -89,11 +89,16 @@ def _pem(name: str, text: str) -> str:
 
 
 def _load_chain(context: ssl.SSLContext, key_and_chain: str) -> None:
-    """Give a context a certificate, which it takes from files only: one that is ours alone, and gone afterwards."""
-    with tempfile.NamedTemporaryFile("w", prefix="modelreg-") as file:  # made with mode 0600
+    """Give a context a certificate, which it takes from files only: one in memory, or one that is ours alone, and gone afterwards."""
+    in_memory = hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")
+    with open(os.memfd_create("modelreg"), "w") if in_memory else tempfile.NamedTemporaryFile("w") as file:
         file.write(key_and_chain)
         file.flush()
-        context.load_cert_chain(file.name)
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}" if in_memory else file.name, password=_no_password)
+
+
+def _no_password() -> str:  # else OpenSSL would ask for it on the terminal
+    raise ValueError("the private_key is encrypted: decrypt it, with 'openssl pkey' for example")
 
 
 @attrs.frozen(kw_only=True)

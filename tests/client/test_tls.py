@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import ssl
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from tests.client.conftest import Run
 from tests.client.door import Door
 from tests.client.fakes import Directory, serving
+from tests.test_credentials import ENCRYPTED_KEY
 
 
 class Registry(ModelRegistrySPServicer):
@@ -151,6 +154,22 @@ def test_no_root_certificates_are_not_those_of_the_system() -> None:
     for nothing in ("", "\n", "# later\n"):
         with pytest.raises(ValueError, match="no PEM in root_certificates"):
             cogment.Endpoint("grpc://localhost:1", root_certificates=nothing).tls_context()
+
+
+def test_nobody_is_asked_for_the_passphrase_of_a_key(ca: trustme.CA) -> None:
+    endpoint = cogment.Endpoint("grpc://localhost:1", ENCRYPTED_KEY, certificate_chain=pem(ca.cert_pem))
+    with pytest.raises(ValueError, match=r"can't be used: the private_key is encrypted"):
+        endpoint.tls_context()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no files in memory")
+def test_the_key_is_not_written_to_a_disk(ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ca.issue_cert("trainer.example")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    endpoint = cogment.Endpoint(
+        "grpc://localhost:1", pem(ours.private_key_pem), certificate_chain=pem(ours.cert_chain_pems[0])
+    )
+    assert endpoint.tls_context() is not None
 
 
 def test_a_certificate_without_its_key(run: Run, ca: trustme.CA) -> None:
