@@ -14,6 +14,7 @@ from modelreg.credentials import Credentials
 from modelreg.errors import CredentialsUnusable
 from modelreg.settings import Settings
 from modelreg.transport.tls import TlsListener
+from tests.support.server import PATIENCE
 
 FAILED = "credentials could not be renewed, those from before stay"
 
@@ -158,3 +159,46 @@ def test_secrets_that_others_can_read_or_change_are_warned_about(
     with structlog.testing.capture_logs() as log:
         read(settings)
     assert [line["file"] for line in log] == ([str(tmp_path / name) for name in secrets] if warned else [])
+
+
+class Rounds(trio.abc.Instrument):
+    """Counts how often the loop has gone round."""
+
+    number = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.number += 1
+
+
+def hello() -> bytes:
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+async def test_of_many_handshakes_one_takes_its_turn_at_a_time(settings: Settings) -> None:
+    rounds = Rounds()
+    trio.lowlevel.add_instrument(rounds)
+    answered: list[int] = []
+    (plain,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = plain.socket.getsockname()[1]
+    listener = read(settings).protected(plain)
+    assert isinstance(listener, TlsListener)
+    listener.context.sni_callback = lambda *_: answered.append(rounds.number)  # within the costly step
+    clients = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(10)]
+    streams = [await listener.accept() for _ in clients]
+    for client in clients:
+        await client.send_all(hello())
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(stream.receive_some)
+        with trio.fail_after(PATIENCE):
+            while len(answered) < 10:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    for each in (*clients, *streams, listener):
+        await trio.aclose_forcefully(each)
+    trio.lowlevel.remove_instrument(rounds)
+    assert len(set(answered)) == 10

@@ -84,9 +84,10 @@ class TlsListener(trio.abc.Listener["TlsStream"]):
         self.context = context
         self._listener = listener
         self._logger = logger
+        self._turns = trio.Lock()
 
     async def accept(self) -> TlsStream:
-        return TlsStream(await self._listener.accept(), self.context, self._logger)
+        return TlsStream(await self._listener.accept(), self.context, self._turns, self._logger)
 
     async def aclose(self) -> None:
         await self._listener.aclose()
@@ -95,10 +96,12 @@ class TlsListener(trio.abc.Listener["TlsStream"]):
 class TlsStream(trio.abc.Stream):
     """A connection whose first use does the handshake; one that fails, or agrees on another protocol, is a broken stream."""
 
-    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, logger: Logger) -> None:
+    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, turns: trio.Lock, logger: Logger) -> None:
         self.transport_stream = stream
         self._logger = logger
-        self._stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        self._stream: trio.SSLStream[trio.abc.Stream] = trio.SSLStream(
+            _InTurn(stream, turns), context, server_side=True, https_compatible=True
+        )
         self._handshaking = trio.Lock()
         self._ready = False
 
@@ -131,6 +134,7 @@ class TlsStream(trio.abc.Stream):
             if self._stream.selected_alpn_protocol() != ALPN:
                 self._logger.debug("a TLS handshake failed", reason="the client doesn't offer HTTP/2 by ALPN")
                 raise trio.BrokenResourceError("the client doesn't speak HTTP/2")
+            self._stream.transport_stream = self.transport_stream
             self._ready = True
 
     async def _alert(self) -> None:
@@ -144,6 +148,32 @@ class TlsStream(trio.abc.Stream):
             for _ in range(ALERT_READS):
                 if not await self.transport_stream.receive_some():
                     break
+
+
+class _InTurn(trio.abc.Stream):
+    """A connection during its handshake: what came is handed on in turn, one of a listener's each time the loop goes round.
+
+    OpenSSL takes milliseconds to answer a client's hello. Dozens in one round would hold up every call for as long as all of them take.
+    """
+
+    def __init__(self, stream: trio.SocketStream, turns: trio.Lock) -> None:
+        self._stream = stream
+        self._turns = turns
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        async with self._turns:
+            await trio.lowlevel.checkpoint()
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Encrypted(Exception):
