@@ -6,7 +6,7 @@ import ssl
 
 from modelreg.api import directory_pb2 as api
 from modelreg.client.background import Background
-from modelreg.client.endpoint import Direct, Endpoint, Inquiry, parse_url
+from modelreg.client.endpoint import Direct, Endpoint, Inquiry, parse_url, shown
 from modelreg.client.transport.channel import Channel
 from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.status import CallFailed, Code
@@ -48,7 +48,7 @@ async def resolve(
         return Address(target.host, target.port, tls)
     if directory is None:
         raise ValueError(
-            f"{endpoint.url} needs a directory: give the Context a directory_endpoint, set COGMENT_DIRECTORY_ENDPOINT, "
+            f"{shown(endpoint.url)} needs a directory: give the Context a directory_endpoint, set COGMENT_DIRECTORY_ENDPOINT, "
             "or use an endpoint like grpc://host:9002"
         )
     address = directory_address(directory)
@@ -72,11 +72,11 @@ async def resolve(
             else "with TLS only: set the endpoint's tls, or its root_certificates"
         )
         raise CallFailed(
-            Code.FAILED_PRECONDITION, f"what the directory has for {endpoint.url} is {hint}", delivered=False
+            Code.FAILED_PRECONDITION, f"what the directory has for {shown(endpoint.url)} is {hint}", delivered=False
         )
     raise CallFailed(
         Code.UNAVAILABLE,
-        f"the directory at {address} has no service for {endpoint.url}, or none for this token",
+        f"the directory at {address} has no service for {shown(endpoint.url)}, or none for this token",
         delivered=False,
     )
 
@@ -85,7 +85,7 @@ def directory_address(directory: Endpoint) -> Address:
     """Where a Directory is. Raises `ValueError`."""
     target = parse_url(directory.url)
     if isinstance(target, Inquiry):
-        msg = f"a directory's endpoint has to be like grpc://host:9005, and not {directory.url!r}"
+        msg = f"a directory's endpoint has to be like grpc://host:9005, and not {shown(directory.url)!r}"
         raise ValueError(msg)  # noqa: TRY004  # of a text, not of a type
     return Address(target.host, target.port, directory.tls_context())
 

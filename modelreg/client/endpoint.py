@@ -124,33 +124,47 @@ class Inquiry:
     properties: dict[str, str] = attrs.field(factory=dict)
 
 
+def shown(url: str) -> str:
+    """A URL for messages: without user and password, and without the values of its query, as they may be secret, too."""
+    url = re.sub(r"^(\w+://)?.*@", r"\1...@", url, flags=re.DOTALL)
+    return re.sub(r"(?<=[?#&])([^&=]*=)?[^&]*", r"\1...", url)
+
+
 def parse_url(url: str) -> Direct | Inquiry:
     """What an endpoint's URL says. Raises `ValueError` with what is wrong with it."""
+    what = f"{shown(url)!r} is no endpoint"
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{url!r} is no endpoint: {error}") from None
+    except ValueError:  # whose text may have a password in it
+        raise ValueError(f"{what}: it should be like grpc://host:9002") from None
     if parts.scheme == "grpc":
-        if not parts.hostname or not port or parts.path.strip("/") or parts.query or parts.username is not None:
-            raise ValueError(f"{url!r} is no endpoint: it should be like grpc://host:9002")
+        if (
+            not parts.hostname
+            or not port
+            or parts.path.strip("/")
+            or parts.query
+            or parts.fragment
+            or "@" in parts.netloc
+        ):
+            raise ValueError(f"{what}: it should be like grpc://host:9002")
         return Direct(host=parts.hostname, port=port)
     if parts.scheme != "cogment":
-        raise ValueError(f"{url!r} is no endpoint: it should begin with grpc:// or cogment://")
+        raise ValueError(f"{what}: it should begin with grpc:// or cogment://")
     if parts.netloc != "discover":
-        raise ValueError(f"{url!r} is no endpoint for a registry: after cogment:// comes discover")
+        raise ValueError(f"{what} for a registry: after cogment:// comes discover")
     try:
         properties = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
     except ValueError:
-        raise ValueError(f"{url!r} is no endpoint: after the ? come property=value pairs") from None
+        raise ValueError(f"{what}: after the ? come property=value pairs") from None
     path = parts.path.strip("/")
     if path == "service":
         number = properties.get("__id", "")
         if not (number.isascii() and number.isdigit()) or int(number) >= 2**64:
-            raise ValueError(f"{url!r} is no endpoint: a registration is like cogment://discover/service?__id=7")
+            raise ValueError(f"{what}: a registration is like cogment://discover/service?__id=7")
         return Inquiry(service_id=int(number))
     if path and path not in TYPES:
-        raise ValueError(f"{url!r} is no endpoint: {path} is none of {', '.join(TYPES)}")
+        raise ValueError(f"{what}: {path} is none of {', '.join(TYPES)}")
     return Inquiry(type=TYPES.get(path), properties=properties)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,34 @@ def test_what_is_no_url_is_said_to_be_none(run: Run, url: str) -> None:
     async def main() -> None:
         with pytest.raises(ValueError, match="is no endpoint"):
             await cogment.Context("me").get_model_registry_v2(cogment.Endpoint(url))
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "grpc://user:SECRET@host:9002",
+        "grpc://user:SE/CR?SECRET@host:9002",
+        "grpc://user:SECRET@host:port",
+        "grpc://user:SECRET@\u2100:9002",
+        "user:SECRET@host:9002",
+        "grpc://host:9002?token=SECRET",
+        "grpc://host:9002?a=b&SECRET",
+        "grpc://host:9002#SECRET",
+        "cogment://discover?SECRET",
+        "cogment://discover/service?__id=SECRET",
+        "cogment://discover?stage=SECRET",  # which needs a directory
+    ],
+)
+def test_no_secrets_of_a_url_are_said(run: Run, url: str) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"endpoint|directory") as refused:
+            await cogment.Context("me").get_model_registry_v2(cogment.Endpoint(url))
+        with pytest.raises(ValueError, match="endpoint") as refused_directory:
+            cogment.Context("me", directory_endpoint=cogment.Endpoint(url))
+        for error in (refused.value, refused_directory.value):
+            assert "SECRET" not in "".join(traceback.format_exception(error))
 
     run(main)
 
