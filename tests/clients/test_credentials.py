@@ -315,6 +315,21 @@ def test_tokens_are_renewed_without_a_restart(guarded: ServerProgram, token_file
         assert code_of(models, api.RetrieveModelsRequest(), ("authentication-token", "another-token")) is Code.OK
 
 
+def test_the_official_sdk_with_a_token(guarded: ServerProgram) -> None:
+    cogment: Any = pytest.importorskip("cogment", reason="the official SDK isn't installed")
+    metadata = pytest.importorskip("cogment.grpc_metadata").GrpcMetadata()
+    metadata.add("authentication-token", WRITER)
+
+    async def main() -> bytes:
+        context = cogment.Context("tests", ModuleType("cog_settings"), prometheus_registry=None, metadata=metadata)
+        registry = await context.get_model_registry_v2(cogment.Endpoint(f"grpc://{guarded.address}"))
+        await registry.store_model("policy", b"weights")
+        data: bytes = await registry.retrieve_model("policy")
+        return data
+
+    assert asyncio.run(main()) == b"weights"
+
+
 def test_secrets_reach_no_log_error_or_status(guarded: ServerProgram) -> None:
     with open_channel(guarded.address) as channel:
         calls = Calls(channel)
