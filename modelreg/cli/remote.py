@@ -204,10 +204,12 @@ def _open(
 def _token(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get("COGMENT_MODEL_REGISTRY_TOKEN") or None
-    token = path.read_text(encoding="utf-8", errors="replace").strip()
-    if not token:
+    words = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    if not words:
         raise click.UsageError(f"there is no token in {click.format_filename(path)}")
-    return token
+    if len(words) > 1:  # the server's file of tokens, perhaps
+        raise click.UsageError(f"{click.format_filename(path)} should hold a token, and nothing else")
+    return words[0]
 
 
 @contextlib.contextmanager

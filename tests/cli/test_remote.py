@@ -365,7 +365,7 @@ def test_tokens_come_from_a_file_or_a_variable(
 ) -> None:
     known, unknown = tmp_path / "known", tmp_path / "unknown"
     known.write_text("GH670ploT\n")
-    unknown.write_text("another one")
+    unknown.write_text("another-one")
     (tmp_path / "tokens").write_text("read-only GH670ploT\n")
     with server_program(tmp_path / "archive", f"--authentication_token_file={tmp_path / 'tokens'}") as program:
         monkeypatch.setenv("COGMENT_MODEL_REGISTRY_ENDPOINT", f"grpc://{program.address}")
@@ -405,6 +405,32 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         assert main(["models", "--root-certificates", at["my key"], *who]) == 2
         assert main(["models", "--patience=0"]) == 24
         assert "--root-certificates" in capfd.readouterr().err
+
+
+def test_a_token_file_with_a_mark(tmp_path: Path) -> None:
+    """As editors on Windows write it: the token is what follows."""
+    path = tmp_path / "token"
+    path.write_text("GH670ploT\r\n", encoding="utf-8-sig")
+    assert remote._token(path) == "GH670ploT"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("\n", "there is no token"),
+        ("GH670ploT\nGH671ploT\n", "a token, and nothing else"),
+        ("read-only GH670ploT\n", "a token, and nothing else"),  # the server's
+        ("GH670plöT", "printable ASCII"),
+        ("GH670ploT" * 1000, "no more than 4096"),
+    ],
+)
+def test_a_token_file_that_has_no_token(run: Run, tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "token"
+    path.write_text(text, encoding="utf-8")
+    said = run("models", "--token-file", path)
+    assert said[0] == 2
+    assert hint in one_line(said)
+    assert "GH67" not in said[2]
 
 
 def test_no_certificate_where_one_is_wanted(

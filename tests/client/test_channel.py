@@ -325,6 +325,9 @@ def test_metadata_that_can_not_be_sent() -> None:
     for value in ("ä", "line\nbreak"):
         with pytest.raises(ValueError, match="ASCII"):
             encode([("name", value)])
+    assert encode([("name", "x" * 4096)])
+    with pytest.raises(ValueError, match="4097 characters"):
+        encode([("name", "x" * 4097)])
 
 
 def test_a_name_with_two_addresses(run: Run, servicer: Watched) -> None:

@@ -22,6 +22,9 @@ from modelreg.client.transport.wire import Address
 
 _USER_AGENT = f"modelreg-client/{__version__}".encode()
 
+MAX_VALUE_LENGTH = 4096
+"""Of metadata: what is longer may be refused by servers and by what is between, and not always with an answer."""
+
 
 class Channel:
     """Calls to one server.
@@ -124,6 +127,10 @@ def encode(metadata: Metadata) -> list[tuple[bytes, bytes]]:
     for name, value in metadata:
         if not value.isascii() or not value.isprintable():
             raise ValueError(f"the value of {name} may hold printable ASCII characters only")
+        if len(value) > MAX_VALUE_LENGTH:
+            raise ValueError(
+                f"the value of {name} has {len(value)} characters, and no more than {MAX_VALUE_LENGTH} are sent"
+            )
         fields.append((name.encode("ascii"), value.encode("ascii")))
     return fields
 
