@@ -128,14 +128,21 @@ class TlsStream(trio.abc.Stream):
                 await self._stream.do_handshake()
             except trio.BrokenResourceError as error:
                 if isinstance(error.__cause__, ssl.SSLError):
-                    self._logger.debug("a TLS handshake failed", reason=_reason(error.__cause__))
+                    self._log(_reason(error.__cause__))
                     await self._alert()
                 raise
             if self._stream.selected_alpn_protocol() != ALPN:
-                self._logger.debug("a TLS handshake failed", reason="the client doesn't offer HTTP/2 by ALPN")
+                self._log("the client doesn't offer HTTP/2 by ALPN")
                 raise trio.BrokenResourceError("the client doesn't speak HTTP/2")
             self._stream.transport_stream = self.transport_stream
             self._ready = True
+
+    def _log(self, reason: str) -> None:
+        try:
+            client = self.transport_stream.socket.getpeername()[0]
+        except OSError:  # gone
+            client = ""
+        self._logger.debug("a TLS handshake failed", client=client, reason=reason)
 
     async def _alert(self) -> None:
         """Send the alert that OpenSSL has made of its failure, and give the client a moment to take it."""

@@ -162,12 +162,20 @@ def test_whoever_fails_the_handshake_is_told_why_and_so_is_the_log(
     yesterday = datetime.now(timezone.utc) - timedelta(days=1)
     expired = authority.ca.issue_cert("trainer.example", not_after=yesterday)
     assert refusal(server, authority) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-    server.wait_for_log("a TLS handshake failed", reason="PEER_DID_NOT_RETURN_A_CERTIFICATE")
+    server.wait_for_log("a TLS handshake failed", client="127.0.0.1", reason="PEER_DID_NOT_RETURN_A_CERTIFICATE")
     assert refusal(server, authority, stranger) == "TLSV1_ALERT_UNKNOWN_CA"
     assert refusal(server, authority, expired) == "SSLV3_ALERT_CERTIFICATE_EXPIRED"
     server.wait_for_log("a TLS handshake failed", reason="CERTIFICATE_VERIFY_FAILED")
     with secure_calls(server, authority, authority.ca.issue_cert("trainer.example")) as calls:
         round_trip(calls, b"data")
+
+
+def test_who_fails_the_handshake_and_stays_is_not_waited_for(start_server: StartServer, authority: Authority) -> None:
+    server = start_server(*authority.server_options(), "--max_connections=1", "--handshake_timeout=3600")
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as plain:
+        plain.sendall(b"nothing that TLS begins with")
+        with secure_calls(server, authority) as calls:
+            round_trip(calls, b"data")
 
 
 def test_a_renewed_certificate_is_taken_up_without_a_restart(start_server: StartServer, authority: Authority) -> None:
