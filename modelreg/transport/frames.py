@@ -190,7 +190,7 @@ class Splitter:
                 pos = self._feed_body(data, pos, end)
                 if len(self._body) == self._need and self._need > HEADER_SIZE:
                     max_frames -= 1 + (self._need >> 4)
-                    self.completed += 1
+                    self._count()
                     raw = bytes(self._body)
                     self._body.clear()
                     self._need = HEADER_SIZE
@@ -214,7 +214,7 @@ class Splitter:
             total = HEADER_SIZE + length
             if end - pos >= total:
                 max_frames -= 1 + (total >> 4)
-                self.completed += 1
+                self._count()
                 raw = bytes(data[pos : pos + total])
                 pos += total
                 sink.frame(kind, flags, stream_id & 0x7FFFFFFF, raw)
@@ -314,6 +314,10 @@ class Splitter:
         self._in_data = False
         self._deposit = _drop
         self._sink.data_ends(self._stream_id, self._padding, self._end_stream)
+
+    def _count(self) -> None:
+        if not self._block_stream:  # a header block is one, however many frames it comes in
+            self.completed += 1
 
     def _check_header(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
         """Everything that can be known to be wrong before the payload is there. True for a frame that is to be skipped."""

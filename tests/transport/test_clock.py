@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from modelreg.transport import Limits
+from modelreg.transport import Limits, frames
 from modelreg.transport.faults import ErrorCode
 from tests.support import h2client
 from tests.transport.memory import begin, serving, value
@@ -37,6 +37,26 @@ async def test_a_slow_upload_is_no_trickle(autojump_clock: trio.testing.MockCloc
             reply = client.reply(stream_id)
             await client.until(lambda: reply.ended, 1000)
         assert reply.status == 0
+
+
+async def test_a_header_block_that_trickles(autojump_clock: trio.testing.MockClock) -> None:
+    """Each of its frames is complete at once, and still it doesn't come to its end."""
+    async with serving(Limits(handshake_timeout=10)) as serve:
+        client = await serve.connect()
+        encoded = h2client.block(h2client.request_fields(path("Watch")))
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def trickle() -> None:
+                await client.send(h2client.headers(1, encoded[:1], end_headers=False))
+                for place in range(1, 30):
+                    await trio.sleep(0.9)
+                    await client.try_send(frames.frame_header(1, frames.CONTINUATION, 0, 1) + encoded[place : place + 1])
+
+            nursery.start_soon(trickle)
+            await client.until_closed(1000)
+            assert 9 < trio.current_time() - start < 13
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_quiet_watch_lives(autojump_clock: trio.testing.MockClock) -> None:
