@@ -51,7 +51,9 @@ async def test_a_header_block_that_trickles(autojump_clock: trio.testing.MockClo
                 await client.send(h2client.headers(1, encoded[:1], end_headers=False))
                 for place in range(1, 30):
                     await trio.sleep(0.9)
-                    await client.try_send(frames.frame_header(1, frames.CONTINUATION, 0, 1) + encoded[place : place + 1])
+                    await client.try_send(
+                        frames.frame_header(1, frames.CONTINUATION, 0, 1) + encoded[place : place + 1]
+                    )
 
             nursery.start_soon(trickle)
             await client.until_closed(1000)
