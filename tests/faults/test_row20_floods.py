@@ -19,6 +19,7 @@ MIB = 1 << 20
 
 FLOODS = {
     "ping": frames.ping(bytes(8)),
+    "answers to no ping": frames.frame_header(8, frames.PING, frames.ACK, 0) + bytes(8),
     "settings": settings({}),
     "changing settings": settings({4: 70_000}),
     "empty data": data(1),

@@ -449,7 +449,9 @@ def test_a_huge_window_costs_no_memory() -> None:
     "frame",
     [
         frames.ping(bytes(8)),
+        frame_header(8, frames.PING, frames.ACK, 0) + bytes(8),
         settings({}),
+        frame_header(0, frames.SETTINGS, frames.ACK, 0),
         settings({4: 70_000}),
         data(1, b""),
         frame_header(5, frames.PRIORITY, 0, 1) + bytes(5),
