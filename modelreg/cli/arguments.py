@@ -7,17 +7,23 @@ import re
 import click
 
 LATEST = -1
+LATEST_WORD = "latest"
 
 
 def version_number(text: str) -> int:
     """``latest``, a number, or one counted from the newest: -1 is the newest, -2 the one before."""
-    if text == "latest":
+    if text == LATEST_WORD:
         return LATEST
     if re.fullmatch(r"[-−]?[1-9][0-9]{0,9}", text):
         return int(text.replace("−", "-"))
     raise click.BadParameter(
         f"{text!r} is no version: give latest, a number from 1 on, or one like -2 for the last but one"
     )
+
+
+def looks_like_a_version(text: str) -> bool:
+    """Whether a user may mean a version by this: ``latest``, or a number of any form."""
+    return text == LATEST_WORD or re.fullmatch(r"[-−+]?[0-9]+", text) is not None
 
 
 class Versioned(click.Command):

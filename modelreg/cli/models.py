@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 
-from modelreg.cli.arguments import Versioned, property_pair, version_number
+from modelreg.cli.arguments import Versioned, looks_like_a_version, property_pair, version_number
 from modelreg.cli.output import size_text
 from modelreg.cli.remote import (
     VERSION_COLUMNS,
@@ -20,7 +22,7 @@ from modelreg.cli.remote import (
 )
 
 if TYPE_CHECKING:
-    from modelreg.client.infos import ModelInfo
+    from modelreg.client.infos import ModelInfo, ModelIterationInfo
 
 
 @click.command("models")
@@ -95,22 +97,69 @@ def set_command(
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @connecting
 def rm_command(session: Session, models: tuple[str, ...], yes: bool) -> None:
-    """Delete each MODEL with all its versions, after asking."""
-    registry = session.registry
-    for model in models:
-        versions = registry.list_iterations(model)
-        size = sum(version.size for version in versions)
-        count = f"{len(versions)} version{'s' if len(versions) != 1 else ''}"
-        what = f"model {model} with {count}, {size_text(size)}"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise click.UsageError(f"nobody can be asked whether to delete {what}: give --yes")
-            if not click.confirm(f"Delete {what}?", err=True):
-                session.output.note("left as it is")
-                continue
-        registry.remove_model(model)
-        document = {"model": model, "versions": len(versions), "size": size, "deleted": True}
-        session.output.line(document, ("model", "versions", "size"))
+    """Delete each MODEL with all its versions, after asking.
+
+    Nothing is deleted unless all of them are there. A single version can't be deleted yet, so rm asks about a number that comes
+    after another name, even with --yes.
+    """
+    found = [_Deletion(model, session.registry.list_iterations(model)) for model in _checked(session, models)]
+    agreed = []
+    for position, deletion in enumerate(found):
+        may_be_a_version = position > 0 and looks_like_a_version(deletion.model)
+        caution = f", not version {deletion.model} of {found[0].model}" if may_be_a_version else ""
+        if (yes and not caution) or _agreed(deletion, caution):
+            agreed.append(deletion)
+        else:
+            session.output.note(f"model {deletion.model} is left as it is")
+    for deletion in agreed:
+        session.registry.remove_model(deletion.model)
+        session.output.line(deletion.document, ("model", "versions", "size"))
+
+
+@attrs.frozen
+class _Deletion:
+    """What `rm` is about to delete."""
+
+    model: str
+    versions: Sequence[ModelIterationInfo]
+
+    @property
+    def size(self) -> int:
+        return sum(version.size for version in self.versions)
+
+    @property
+    def document(self) -> dict[str, object]:
+        return {"model": self.model, "versions": len(self.versions), "size": self.size, "deleted": True}
+
+    def __str__(self) -> str:
+        count = f"{len(self.versions)} version{'s' if len(self.versions) != 1 else ''}"
+        return f"model {self.model} with {count}, {size_text(self.size)}"
+
+
+def _checked(session: Session, models: Sequence[str]) -> list[str]:
+    """The models to delete, each once. Raises where one of them isn't there."""
+    from modelreg.client.errors import NotFound  # what --help doesn't need
+
+    wanted = list(dict.fromkeys(models))
+    missing = [model for model in wanted if session.registry.get_model_info(model) is None]
+    if missing:
+        line = f"no model {', '.join(map(repr, missing))} found, so nothing was deleted"
+        if len(wanted) > 1 and any(map(looks_like_a_version, missing)):
+            line += ": rm deletes whole models, a single version can't be deleted yet"
+        raise NotFound(line)
+    return wanted
+
+
+def _agreed(deletion: _Deletion, caution: str) -> bool:
+    """Whether the user wants this deleted. Raises `UsageError` without a terminal to ask on."""
+    if sys.stdin.isatty():
+        return click.confirm(f"Delete {deletion}{caution}?", err=True)
+    if caution:
+        raise click.UsageError(
+            f"{deletion.model!r} may be meant as a version, so nothing was deleted: to delete the model of that "
+            f"name, run 'modelreg rm {deletion.model} --yes'"
+        )
+    raise click.UsageError(f"there is no terminal to ask on whether to delete {deletion}: give --yes")
 
 
 def _existing(session: Session, model: str) -> ModelInfo:

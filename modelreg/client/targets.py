@@ -8,10 +8,13 @@ memory gives it back at once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Protocol
@@ -113,6 +116,9 @@ class FileTarget:
     """A file that appears at its path whole, or not at all: written beside it, synced, and renamed. A context, which removes what
     isn't committed.
 
+    A symbolic link is followed. The new file has the permissions of the one that it replaces and, where this user may give them,
+    its owner and group.
+
     Arguments:
         path: where it's to be.
         size: of the data, in bytes.
@@ -123,9 +129,10 @@ class FileTarget:
 
     def __init__(self, path: os.PathLike[str], size: int, *, overwrite: bool = True, durable: bool = True) -> None:
         self.size = size
-        self._path = os.path.abspath(path)
+        self._named = os.fspath(path)
+        self._path = os.path.realpath(path) if overwrite else os.path.abspath(path)
         folder, name = os.path.split(self._path)
-        self._temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.part")
+        self._temporary = os.path.join(folder, f".{_cut(name)}.{secrets.token_hex(8)}.part")
         self._overwrite = overwrite
         self._durable = durable
         self._fd = -1
@@ -133,16 +140,43 @@ class FileTarget:
         self._spare: list[memoryview] = []
 
     def __enter__(self) -> Self:
-        try:
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self._path) from None  # the name that the caller knows
+        with self._named_in_errors():
+            replaced = self._replaced()
+            mode = 0o666 if replaced is None else 0o600
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            try:
+                if replaced is not None:
+                    _take_after(self._fd, replaced)
+            except OSError:
+                self._discard()
+                raise
         self.restart()
         return self
+
+    def _replaced(self) -> os.stat_result | None:
+        """What is to be replaced; None where there is nothing. Also tells in time that the name is too long."""
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        if self._overwrite and not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file, so it can't be replaced", self._path)
+        return status if self._overwrite else None
+
+    @contextlib.contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        """Name the file in an `OSError` as the caller knows it, and not by its temporary name."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._named) from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
         os.close(self._fd)
         try:
             os.unlink(self._temporary)
@@ -186,8 +220,9 @@ class FileTarget:
         for part in pending:
             self._sha.update(part)
             view = memoryview(part)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            with self._named_in_errors():
+                while view:
+                    view = view[os.write(self._fd, view) :]
 
     def digest(self) -> bytes:
         return self._sha.digest()
@@ -208,19 +243,40 @@ class FileTarget:
         await anyio.to_thread.run_sync(self._commit)
 
     def _commit(self) -> None:
-        if self._durable:
-            os.fsync(self._fd)
-        if self._overwrite:
-            os.replace(self._temporary, self._path)
-        else:
-            os.link(self._temporary, self._path)
-            os.unlink(self._temporary)
-        if self._durable:
-            folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with self._named_in_errors():
+            if self._durable:
+                os.fsync(self._fd)
+            if self._overwrite:
+                os.replace(self._temporary, self._path)
+            else:
+                os.link(self._temporary, self._path)
+                os.unlink(self._temporary)
+            if self._durable:
+                folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+
+def _cut(name: str) -> str:
+    """The beginning of a file's name, in whole characters. With what is added to it, it fits names of 143 bytes, as eCryptfs has them."""
+    return os.fsencode(name)[:100].decode("utf-8", "ignore")
+
+
+def _take_after(fd: int, replaced: os.stat_result) -> None:
+    """Give an open file the permissions of another one and, where this user may, its owner and group."""
+    for uid, gid in ((-1, replaced.st_gid), (replaced.st_uid, -1)):
+        try:
+            os.fchown(fd, uid, gid)
+        except OSError:
+            pass  # only root may give files away, and not on each file system
+    status = os.fstat(fd)
+    mode = stat.S_IMODE(replaced.st_mode) & 0o777
+    if status.st_gid != replaced.st_gid:
+        mode &= ~0o070  # those bits were for another group
+    if stat.S_IMODE(status.st_mode) != mode:
+        os.fchmod(fd, mode)
 
 
 def _too_much(size: int) -> StreamFault:

@@ -125,7 +125,7 @@ class Layout:
 
     def quarantine_place(self, name: str) -> Path:
         """A free name in the quarantine for something of this name."""
-        beginning = os.fsdecode(os.fsencode(name)[:150])
+        beginning = os.fsencode(name)[:150].decode("utf-8", "ignore")  # file systems may refuse half a character
         return self.quarantine / f"{beginning}.{uuid.uuid4().hex[:12]}"
 
     def blob(self, digest: bytes) -> Path:

@@ -147,6 +147,18 @@ def test_pull_into_a_file_and_not_over_one(run: Run, model: str, file: Path, tmp
     assert path.read_bytes() == DATA
 
 
+def test_pull_with_force_follows_a_link_and_keeps_permissions(run: Run, model: str, file: Path, tmp_path: Path) -> None:
+    run("push", model, file)
+    real, link = tmp_path / "secret", tmp_path / "latest"
+    real.write_bytes(b"mine")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    assert run("pull", model, "-o", link)[0] == 29
+    assert run("pull", model, "-o", link, "--force")[0] == 0
+    assert link.is_symlink()
+    assert (real.read_bytes(), stat.S_IMODE(real.stat().st_mode)) == (DATA, 0o600)
+
+
 def test_pull_to_standard_output(run: Run, model: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a model")
     run("push", model, tmp_path / "text")
@@ -290,6 +302,40 @@ def test_rm_with_yes(run: Run, model: str, file: Path) -> None:
     assert code == 0
     assert [json.loads(line)["model"] for line in out.splitlines()] == [model, model + "2"]
     assert model not in run("models")[1]
+
+
+def test_rm_deletes_nothing_where_a_name_is_wrong(run: Run, model: str, file: Path) -> None:
+    run("push", model, file)
+    for version in ("1", "7", "latest", "−1"):
+        said = run("rm", model, version, "--yes")
+        assert said[0] == 20
+        assert f"{version!r} found, so nothing was deleted" in one_line(said)
+        assert "a single version can't be deleted yet" in said[2]
+    said = run("rm", model, "nothing like it", "--yes")
+    assert said[0] == 20
+    assert "single version" not in one_line(said)
+    assert run("versions", model)[1].startswith("1\t")
+
+
+def test_rm_takes_no_number_for_a_model_without_asking(
+    run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (model, "2"):
+        run("push", name, file)
+    said = run("rm", model, "2", "--yes")
+    assert said[0] == 2
+    assert "'modelreg rm 2 --yes'" in one_line(said)
+    for answer, left in (("n\n", True), ("y\n", False)):
+        run("push", model, file)
+        stdin = io.StringIO(answer)
+        monkeypatch.setattr(stdin, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, out, err = run("rm", model, "2", "--yes")
+        assert (code, model in out) == (0, True)
+        assert f"Delete model 2 with 1 version, 5.0 KiB, not version 2 of {model}?" in err
+        assert ("2" in {line.partition("\t")[0] for line in run("models")[1].splitlines()}) is left
+    run("push", "2", file)
+    assert run("rm", "2", "--yes")[0] == 0
 
 
 def test_status(run: Run) -> None:
