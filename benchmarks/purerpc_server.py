@@ -9,11 +9,19 @@ from pathlib import Path
 import purerpc
 import trio
 
-from modelreg.log import open_log
+from modelreg.log import LineQuota, open_log
 from modelreg.registry.registry import open_registry
-from modelreg.services import Readiness, build_services
+from modelreg.services import Audit, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
+from modelreg.transport import Request
+
+
+class Silent(Audit):
+    """Logs no changes: purerpc's requests don't say where they come from."""
+
+    def changed(self, request: Request, event: str, **fields: object) -> None:
+        pass
 
 
 async def main(directory: Path, chunk: int) -> None:
@@ -37,7 +45,7 @@ async def main(directory: Path, chunk: int) -> None:
                 readiness=readiness,
                 reflection=False,
                 max_data_chunk_bytes=settings.max_data_chunk_bytes,
-                logger=logger,
+                audit=Silent(logger, LineQuota(logger)),
             )
             for service in services:
                 server.add_service(service)

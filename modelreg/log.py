@@ -16,6 +16,7 @@ import os
 import queue
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -41,6 +42,11 @@ _THRESHOLDS: dict[LogLevel, int] = {
 
 # A burst of this many lines is kept while the writer is held up, which is a few MiB; more are dropped.
 MAX_WAITING_LINES = 10_000
+
+# Lines about one event that clients can cause as often as they like: so many a minute, and so many of them about one key.
+# A line has some 300 bytes, so a flood that goes on for a day writes 26 MB of an event.
+LINES_A_MINUTE = 60
+LINES_OF_A_KEY = 20
 
 # How long the end of the program waits for lines to be written to something that doesn't take them.
 CLOSE_SECONDS = 2.0
@@ -80,6 +86,42 @@ def silent_logger() -> Logger:
         context_class=dict,
     ).bind()
     return logger
+
+
+class LineQuota:
+    """Bounds the lines of events that clients can cause as often as they like, and counts the rest.
+
+    A key says what a line is about: the lines of one key leave room for those of others. The owner calls `renew` once a
+    minute and at the end.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self._lines: Counter[str | tuple[str, str]] = Counter()
+        self._left_out: Counter[str] = Counter()
+
+    def allows(self, event: str, key: str) -> bool:
+        """Return whether there is room for one more line, which counts as written then."""
+        lines = self._lines
+        if lines[event] >= LINES_A_MINUTE or lines[event, key] >= LINES_OF_A_KEY:
+            self._left_out[event] += 1
+            return False
+        lines[event] += 1
+        lines[event, key] += 1
+        return True
+
+    def renew(self) -> None:
+        """Begin a new minute: log how many lines were left out of the last one."""
+        self._lines.clear()
+        left_out, self._left_out = self._left_out, Counter()
+        for event, lines in left_out.items():
+            self._logger.info("left lines out of the log", of=event, lines=lines)
+
+
+def shown(text: str, longest: int) -> str:
+    """Return *text* from a client as one line of at most *longest* characters, without control characters."""
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")[:longest]
 
 
 def daily_name(base: Path, day: date) -> Path:

@@ -21,10 +21,10 @@ import trio
 from modelreg.credentials import Credentials
 from modelreg.directory import stay_registered
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
-from modelreg.log import Logger, open_log
+from modelreg.log import LineQuota, Logger, open_log
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
-from modelreg.services import Readiness, admission, build_services, streamed
+from modelreg.services import Audit, Readiness, admission, build_services, streamed
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -100,6 +100,7 @@ async def serve(
     for caution in settings.cautions:
         logger.warning(caution)
     readiness = Readiness()
+    quota = LineQuota(logger)
     async with (
         open_archive(
             settings.archive_dir,
@@ -117,13 +118,14 @@ async def serve(
     ):
         if stop.is_set():
             return
+        audit = Audit(logger, quota, credentials.tokens)
         services = build_services(
             registry,
             readiness=readiness,
             reflection=settings.grpc_reflection,
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
             tokens=credentials.tokens,
-            logger=logger,
+            audit=audit,
         )
         admit = admission(readiness, credentials.tokens)
         transport = Server(
@@ -131,6 +133,7 @@ async def serve(
             limits=_limits(settings, logger),
             streamed=streamed(settings.max_message_bytes),
             admit=admit,
+            failed=audit.refused,
             logger=logger,
         )
         listeners = await _listen(settings.host, settings.port)
@@ -152,22 +155,30 @@ async def serve(
             task_status.started(port)
             stopping = trio.Event()
             nursery.start_soon(stay_registered, settings, port, stopping, logger)
-            async with trio.open_nursery() as scrubbing:
+            async with trio.open_nursery() as beside:
+                beside.start_soon(_renew, quota)
                 if settings.scrub_bytes_per_second:
-                    scrubbing.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
+                    beside.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
                 await _wait_for_either(stop, archive.threads.failed)
                 stopping.set()
                 readiness.stop()
                 registry.stop_watches()
                 transport.drain(FAILED_DRAIN_SECONDS if archive.threads.failed.is_set() else DRAIN_SECONDS)
-                scrubbing.cancel_scope.cancel()
+                beside.cancel_scope.cancel()
         gc.unfreeze()
+        quota.renew()
     if archive.threads.failed.is_set():
         raise ArchiveUncertain(
             f"stopped, as what is on disk in {str(settings.archive_dir)!r} isn't known any more: "
             "look at the disk, then start again"
         )
     logger.info("stopped")
+
+
+async def _renew(quota: LineQuota) -> None:
+    while True:
+        await trio.sleep(60)
+        quota.renew()
 
 
 async def _wait_for_either(first: trio.Event, second: trio.Event) -> None:

@@ -360,8 +360,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_file,
-        meaning="File of the tokens that calls need, one a line after read-write or read-only. Without it, everybody "
-        "may call.",
+        meaning="File of the tokens that calls need, one a line after read-write or read-only; name=NAME may "
+        "follow. Without it, everybody may call.",
     )
     tls_certificate: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",

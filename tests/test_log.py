@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from modelreg import log
 from modelreg.errors import LogFileUnusable
-from modelreg.log import daily_name, open_log, silent_logger
+from modelreg.log import LineQuota, daily_name, open_log, shown, silent_logger
 from modelreg.settings import LOG_LEVELS, LogLevel, Settings
 
 LATE = datetime(2026, 11, 20, 23, 59, 59, 999_000, tzinfo=timezone.utc)
@@ -232,3 +233,29 @@ def test_a_reader_that_is_gone_is_no_failure(capfd: pytest.CaptureFixture[str], 
     with open(writer, "w") as stdout, open_log(Settings(), clock=clock, stdout=stdout) as logger:
         logger.info("nobody reads this")
     assert capfd.readouterr() == ("", "")
+
+
+def test_lines_of_one_key_leave_room_for_others_and_the_rest_is_counted() -> None:
+    lines: list[dict[str, object]] = []
+
+    class Logger:
+        def info(self, event: str, **fields: object) -> None:
+            lines.append({"event": event, **fields})
+
+    quota = LineQuota(cast(Any, Logger()))
+    for _ in range(2):
+        assert [quota.allows("refused", "a") for _ in range(30)] == [True] * 20 + [False] * 10
+        assert [quota.allows("refused", str(key)) for key in range(50)] == [True] * 40 + [False] * 10
+        assert quota.allows("published", "a")
+        quota.renew()
+        assert lines.pop() == {"event": "left lines out of the log", "of": "refused", "lines": 20}
+        quota.renew()
+        assert not lines
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("plain é", "plain é"), ("x" * 11, "x" * 9 + "…"), ("a\nb", "a\\nb"), ("\x00" * 5, "\\x00\\x00\\x"), ("", "")],
+)
+def test_text_of_clients_is_one_short_line(text: str, expected: str) -> None:
+    assert shown(text, 10) == expected

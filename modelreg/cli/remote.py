@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import logging
 import os
 import signal
@@ -190,7 +191,7 @@ def _open(
     )
     with contextlib.ExitStack() as stack:
         try:
-            context = stack.enter_context(blocking.Context("modelreg"))
+            context = stack.enter_context(blocking.Context(_user()))
             registry = context.get_model_registry_v2(
                 endpoint,
                 timeout=timeout,
@@ -199,6 +200,14 @@ def _open(
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         yield registry
+
+
+def _user() -> str:
+    """Return the login name of the person who calls, or the number where it has none, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _token(path: Path | None) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import string
+import urllib.parse
 from types import TracebackType
 from typing import Literal
 
@@ -20,6 +22,13 @@ from modelreg.client.transport.channel import Channel, encode
 from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.wire import Address
 
+USER_ID = "user-id"
+
+# Characters of it that are sent.
+LONGEST_USER_ID = 128
+
+_PLAIN = (string.punctuation + " ").replace("%", "")
+
 
 class Context:
     """Who calls, and which directory to ask.
@@ -27,7 +36,7 @@ class Context:
     A context in Python's sense, too: leaving it closes all its registries.
 
     Arguments:
-        user_id: identifier of the user.
+        user_id: identifier of the user. Registries are told it, for their logs.
         cog_settings: the specs module of trials; the registry needs none.
         asyncio_loop: the event loop that this is for; None for the one that runs. Trio needs none.
         prometheus_registry: taken, as programs give one; there are no metrics of the registry's client.
@@ -102,7 +111,7 @@ class Context:
 
         if directory is None:
             await where()  # raises, or says where it is without asking anybody
-        metadata = [(TOKEN, endpoint.token)] if endpoint.token else []
+        metadata = _told_of(self.user_id) + ([(TOKEN, endpoint.token)] if endpoint.token else [])
         channel = Channel(where, metadata=metadata, timing=timing, background=background)
         if not isinstance(patience, Patience):
             patience = Patience(patience, patience)
@@ -123,3 +132,9 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _told_of(user_id: str) -> list[tuple[str, str]]:
+    """Return the metadata that tells a registry who calls. What can't be sent is percent-encoded (RFC 3986)."""
+    text = urllib.parse.quote(str(user_id).strip(), safe=_PLAIN, errors="replace")[:LONGEST_USER_ID].strip()
+    return [(USER_ID, text)] if text else []

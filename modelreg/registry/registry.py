@@ -83,12 +83,12 @@ class Registry:
 
     # Models
 
-    async def create_or_update_model(self, model_id: str, user_data: Mapping[str, str]) -> None:
-        """Create a model, or replace the user data of one."""
+    async def create_or_update_model(self, model_id: str, user_data: Mapping[str, str]) -> bool:
+        """Create a model, or replace the user data of one. Return whether it was created."""
         check_model_id(model_id)
         info = ModelInfo(model_id=model_id, user_data=dict(user_data))
         async with self._lock(model_id):
-            model = self._models.get(model_id)
+            model = known = self._models.get(model_id)
             if model is None:
                 model = Model(info, VersionIndex(), VersionNumbers(0, 0), RequestMemory())
                 await self._archive.write_model(model.to_record(0))
@@ -100,13 +100,18 @@ class Registry:
                         attrs.evolve(model.to_record(model.numbers.ceiling), user_data=info.user_data)
                     )
                     model.info = info
+        return model is not known
 
-    async def delete_model(self, model_id: str) -> None:
-        """Delete a model with its versions; whoever reads one still can, whoever follows it is told."""
+    async def delete_model(self, model_id: str) -> int:
+        """Delete a model. Return how many versions it had.
+
+        Those who read one of them still can, and those who follow the model are told.
+        """
         async with self._lock(model_id):
             model = self._model(model_id)
             with trio.CancelScope(shield=True):  # half a deletion is none
                 await self._delete(model)
+        return len(model.versions)
 
     async def _delete(self, model: Model) -> None:
         model_id = model.info.model_id

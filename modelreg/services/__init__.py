@@ -7,9 +7,9 @@ from functools import partial
 
 from purerpc.server import Service
 
-from modelreg.log import Logger
 from modelreg.registry.registry import Registry
 from modelreg.services.admission import admission
+from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
 from modelreg.services.health import HealthServicer, Readiness
 from modelreg.services.model_registry import ModelRegistryServicer
@@ -19,7 +19,7 @@ from modelreg.services.statuses import translated
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import MessageDecoder
 
-__all__ = ["Readiness", "Tokens", "admission", "build_services", "streamed"]
+__all__ = ["Audit", "Readiness", "Tokens", "admission", "build_services", "streamed"]
 
 
 def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:
@@ -32,13 +32,13 @@ def build_services(
     *,
     reflection: bool,
     max_data_chunk_bytes: int,
-    logger: Logger,
+    audit: Audit,
     readiness: Readiness,
     tokens: Callable[[], Tokens | None] = lambda: None,
 ) -> list[Service]:
     """All that is served on one port. *tokens* are those that calls need at the moment, if they need any."""
     main = ModelRegistryServicer(
-        registry, max_data_chunk_bytes=max_data_chunk_bytes, tokens=tokens, logger=logger
+        registry, max_data_chunk_bytes=max_data_chunk_bytes, tokens=tokens, audit=audit
     ).service
     servicers = [HealthServicer(readiness, [REGISTRY], registry.is_damaged)]
     if reflection:

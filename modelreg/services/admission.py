@@ -13,8 +13,8 @@ from modelreg.transport import Request
 # Methods that need a token which may write.
 WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
 
-# What a Directory calls, without a token, to see whether the registry still answers. Version tells nothing else; Status
-# doesn't either, as long as it isn't asked for anything, and looks for a token itself when it is.
+# What a Directory calls, without a token, to see whether the registry still answers. Version tells nothing else. Status
+# looks for a token itself when it's asked for more than a health check wants.
 HEALTH_CHECKS = frozenset({"Version", "Status"})
 
 

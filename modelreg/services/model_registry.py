@@ -12,9 +12,9 @@ from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.errors import InvalidArgument
-from modelreg.log import Logger
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
+from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.upload_body import Item
@@ -26,6 +26,9 @@ COGMENT_API_VERSION = "2.22.0"
 # The highest that Status says of a machine that can be used; 255 is "can serve nobody".
 HIGHEST_LOAD = 254
 
+# The one status that needs no token.
+OVERALL_LOAD = "overall_load"
+
 ReplyChunk = api.RetrieveVersionDataReplyChunk
 
 
@@ -35,8 +38,8 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     Arguments:
         registry: what they are about.
         max_data_chunk_bytes: how much of a version's data goes into one message at most.
-        tokens: those that calls need, for the one that anybody may make: it tells them no more than that it answers.
-        logger: told of every change; of transient versions, which come by the thousand, at debug level.
+        tokens: the accepted tokens. Status that asks for no more than a health check needs none of them.
+        audit: told of every change.
     """
 
     def __init__(
@@ -45,21 +48,26 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         *,
         max_data_chunk_bytes: int,
         tokens: Callable[[], Tokens | None],
-        logger: Logger,
+        audit: Audit,
     ) -> None:
         self._registry = registry
         self._tokens = tokens
-        self._logger = logger
+        self._audit = audit
         self._max_data_chunk_bytes = max_data_chunk_bytes
 
-    async def CreateOrUpdateModel(self, message: api.CreateOrUpdateModelRequest) -> api.CreateOrUpdateModelReply:
-        await self._registry.create_or_update_model(message.model_info.model_id, message.model_info.user_data)
-        self._logger.info("created or updated a model", model=message.model_info.model_id)
+    async def CreateOrUpdateModel(  # type: ignore[override]  # purerpc passes the request on to whoever names it
+        self, message: api.CreateOrUpdateModelRequest, request: Request
+    ) -> api.CreateOrUpdateModelReply:
+        model_id = message.model_info.model_id
+        created = await self._registry.create_or_update_model(model_id, message.model_info.user_data)
+        self._audit.changed(request, "created a model" if created else "updated a model", model=model_id)
         return api.CreateOrUpdateModelReply()
 
-    async def DeleteModel(self, message: api.DeleteModelRequest) -> api.DeleteModelReply:
-        await self._registry.delete_model(message.model_id)
-        self._logger.info("deleted a model", model=message.model_id)
+    async def DeleteModel(  # type: ignore[override]  # purerpc passes the request on to whoever names it
+        self, message: api.DeleteModelRequest, request: Request
+    ) -> api.DeleteModelReply:
+        versions = await self._registry.delete_model(message.model_id)
+        self._audit.changed(request, "deleted a model", model=message.model_id, versions=versions)
         return api.DeleteModelReply()
 
     async def RetrieveModels(self, message: api.RetrieveModelsRequest) -> api.RetrieveModelsReply:
@@ -92,9 +100,8 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                     else:
                         raise InvalidArgument("after the header, every message of an upload holds a body")
             version = await upload.commit()
-        log = self._logger.info if version.stored else self._logger.debug
-        what = "stored a version" if version.stored else "published a version"
-        log(what, model=version.model_id, version=version.number, size=version.size)
+            # In the context: leaving it may be cancelled, and the version stays.
+            self._audit.added(request, version)
         return api.CreateVersionReply(version_info=version_message(version))
 
     async def RetrieveVersionInfos(self, message: api.RetrieveVersionInfosRequest) -> api.RetrieveVersionInfosReply:
@@ -151,11 +158,13 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     ) -> common_pb2.StatusReply:
         if not message.names:
             return common_pb2.StatusReply()
+        if len(message.names) == 1 and message.names[0] == OVERALL_LOAD:  # what a Directory's health check asks for
+            return common_pb2.StatusReply(statuses={OVERALL_LOAD: str(overall_load())})
         if (tokens := self._tokens()) is not None:
             tokens.check(request, writes=False)
         statistics = self._registry.statistics()
         known = {
-            "overall_load": str(overall_load()),
+            OVERALL_LOAD: str(overall_load()),
             "models": str(statistics.models),
             "versions": str(statistics.versions),
             "stored_bytes": str(statistics.stored_bytes),

@@ -91,6 +91,7 @@ class Call:
         max_message_bytes: int,
         allowance: Allowance,
         logger: Logger,
+        failed: Callable[[Request, int, str], object],
     ) -> None:
         self.stream = stream
         self._core = core
@@ -101,6 +102,7 @@ class Call:
         self._max_message_bytes = max_message_bytes
         self._allowance = allowance
         self._logger = logger
+        self._failed = failed
         self._room = Signal()
         stream.wake_sender = self._room.set
         timeout = stream.request.timeout
@@ -203,7 +205,9 @@ class Call:
         while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
             single = single.exceptions[0]
         if isinstance(single, RpcFailedError):
-            self._core.finish(self.stream, *status_of(single))
+            code, message = status_of(single)
+            self._failed(self.stream.request, code, message)
+            self._core.finish(self.stream, code, message)
             return
         self._logger.exception(  # noqa: LOG004 - run calls this where it has caught it
             "a handler raised an exception: %s", self.stream.request.path, exc_info=error

@@ -63,12 +63,14 @@ class Shared:
         admit: Callable[[Request], None] | None,
         limits: Limits,
         logger: Logger,
+        failed: Callable[[Request, int, str], object],
     ) -> None:
         self.methods = methods
         self.streamed = streamed
         self.admit = admit
         self.limits = limits
         self.logger = logger
+        self.failed = failed
         self.buffers = BufferPool()
         self.windows = Allowance(limits.window_pool)
         self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))
@@ -224,7 +226,18 @@ class Connection:
                 continue
             decoder = shared.streamed.get(path)
             limit = shared.limits.max_message_bytes
-            call = Call(core, self._gate, stream, method, decoder, shared.admit, limit, shared.messages, shared.logger)
+            call = Call(
+                core,
+                self._gate,
+                stream,
+                method,
+                decoder,
+                shared.admit,
+                limit,
+                shared.messages,
+                shared.logger,
+                shared.failed,
+            )
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._run, call, name=path)

@@ -46,6 +46,7 @@ class Server:
         there.
       admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is
         raised.
+      failed: told of each call that ends with a status that it raised, by the number and the message of the status.
       logger: takes errors with their traceback; a structlog or standard logger.
     """
 
@@ -56,11 +57,12 @@ class Server:
         limits: Limits = Limits(),  # noqa: B008
         streamed: Mapping[str, Callable[[], MessageDecoder]] | None = None,
         admit: Callable[[Request], None] | None = None,
+        failed: Callable[[Request, int, str], object] = lambda _request, _code, _message: None,
         logger: Logger | None = None,
     ) -> None:
         self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
         self._limits = limits
-        self._shared = Shared(methods(services), streamed or {}, admit, limits, self._logger)
+        self._shared = Shared(methods(services), streamed or {}, admit, limits, self._logger, failed)
         self._connections: set[Connection] = set()
         self._slots = trio.Semaphore(limits.max_connections)
         self._drain_deadline: float | None = None

@@ -93,6 +93,11 @@ def test_tokens_are_not_kept(tokens: Tokens) -> None:
         (f"read-write {WRITER}é", "line 1"),
         (f"read-write {WRITER}{'x' * 4096}", "line 1.*4096"),
         (f"read-only {WRITER}\n\nread-write {WRITER}", "line 3.*line before"),
+        (f"read-write {READER} {WRITER}", "line 1.*name="),
+        (f"read-write name=trainer {WRITER}", "line 1.*name="),
+        (f"read-write {READER} name=", "line 1.*name="),
+        (f"read-write {READER} name={'x' * 65}", "line 1.*name="),
+        (f"read-write {READER} name=a b", "line 1"),
     ],
 )
 def test_a_bad_file_is_refused_without_showing_it(tmp_path: Path, text: str, complaint: str) -> None:
@@ -113,3 +118,14 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"read-write \xff\xfe\xfd\xfc\xfb")
     with pytest.raises(TokensUnusable, match="UTF-8"):
         Tokens.read(tmp_path / "binary")
+
+
+def test_a_token_is_called_by_its_name_or_else_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"# tokens\nread-only {READER}\nread-write {WRITER}  name=trainer@a-1\n")
+    tokens = Tokens.read(tmp_path / "tokens")
+    assert tokens.name_of(call("authentication-token", WRITER)) == "trainer@a-1"
+    assert tokens.name_of(call("authorization", f"Bearer {READER}")) == "line 2"
+    both = (("authentication-token", READER), ("authorization", f"Bearer {WRITER}"))
+    assert tokens.name_of(Call(both)) == tokens.name_of(Call(both[::-1])) == "trainer@a-1"
+    assert tokens.name_of(call("authentication-token", "another-token")) is None
+    assert tokens.name_of(Call()) is None

@@ -16,13 +16,16 @@ from modelreg import __version__
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
-from modelreg.log import silent_logger
+from modelreg.log import LineQuota, silent_logger
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.registry import open_registry
+from modelreg.services.audit import Audit
 from modelreg.services.messages import model_message, upload_header, version_message
 from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix, overall_load
 from modelreg.storage.archive import open_archive
 from modelreg.transport.requests import NO_REQUEST
+
+AUDIT = Audit(silent_logger(), LineQuota(silent_logger()))
 
 DIGEST = hashlib.sha256(b"data").digest()
 
@@ -33,7 +36,7 @@ async def servicer(tmp_path: Path) -> AsyncIterator[ModelRegistryServicer]:
         open_archive(tmp_path, silent_logger()) as archive,
         open_registry(archive, cache_max_items=10, cache_max_bytes=1000) as registry,
     ):
-        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, tokens=lambda: None, logger=silent_logger())
+        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, tokens=lambda: None, audit=AUDIT)
 
 
 # Status
