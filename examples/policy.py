@@ -1,7 +1,7 @@
 """A toy to train: a linear policy that should learn some hidden weights, by trying small random changes.
 
-Its weights are an array, which is sent to the registry from where it lies. The same works for all that has a buffer, a NumPy array or a
-tensor's among them.
+Its weights are an array, which is sent to the registry from where it lies. The same works for other objects that have a buffer, like NumPy
+arrays. A PyTorch module has none: torch.save its state_dict() into an io.BytesIO, and send what the buffer's getvalue() returns.
 """
 
 from __future__ import annotations

@@ -39,3 +39,15 @@ def property_pair(text: str) -> tuple[str, str]:
     if not name or not sign:
         raise click.BadParameter(f"{text!r} is no property: it should be like name=value")
     return name, value
+
+
+def properties(
+    _context: click.Context, _parameter: click.Parameter, pairs: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
+    """The properties of all `property_pair` arguments; each may be given once."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.BadParameter(f"property {name!r} is given twice: give it once")
+        found[name] = value
+    return found

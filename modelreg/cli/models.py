@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from modelreg.cli.arguments import Versioned, looks_like_a_version, property_pair, version_number
+from modelreg.cli.arguments import Versioned, looks_like_a_version, properties, property_pair, version_number
 from modelreg.cli.output import size_text
 from modelreg.cli.remote import (
     VERSION_COLUMNS,
@@ -74,21 +74,26 @@ def show_command(session: Session, model: str, version: int | None) -> None:
 
 @click.command("set")
 @model_argument
-@click.argument("pairs", metavar="[NAME=VALUE]...", nargs=-1, type=property_pair)
+@click.argument("given", metavar="[NAME=VALUE]...", nargs=-1, type=property_pair, callback=properties)
 @click.option("--unset", metavar="NAME", multiple=True, help="Take this property away; may be given several times.")
 @click.option("--clear", is_flag=True, help="Take away all others.")
 @connecting
-def set_command(
-    session: Session, model: str, pairs: tuple[tuple[str, str], ...], unset: tuple[str, ...], clear: bool
-) -> None:
+def set_command(session: Session, model: str, given: dict[str, str], unset: tuple[str, ...], clear: bool) -> None:
     """Set properties of MODEL, and leave its others as they are. A model that isn't there is created."""
+    for name in unset:
+        if name in given:
+            raise click.UsageError(f"property {name!r} is both given and unset: leave out one of them")
     info = session.registry.get_model_info(model)
     if info is None:
         session.output.note(f"model {model} is new")
     kept = {} if info is None or clear else dict(info.properties)
     for name in unset:
         kept.pop(name, None)
-    session.registry.update_model_info(model, {**kept, **dict(pairs)})
+    if "" in kept:
+        raise click.UsageError(
+            f"model {model} has a property without a name, from another client: take it away with --unset ''"
+        )
+    session.registry.update_model_info(model, {**kept, **given})
     session.output.record(model_document(_existing(session, model)))
 
 

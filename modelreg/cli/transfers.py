@@ -13,7 +13,7 @@ from typing import IO
 
 import click
 
-from modelreg.cli.arguments import LATEST, Versioned, property_pair, version_number
+from modelreg.cli.arguments import LATEST, Versioned, properties, property_pair, version_number
 from modelreg.cli.progress import progress_bar
 from modelreg.cli.remote import VERSION_COLUMNS, Session, connecting, model_argument, version_document
 
@@ -30,14 +30,15 @@ _COPY_BYTES = 1024 * 1024
 @click.option(
     "--property",
     "-p",
-    "pairs",
+    "given",
     metavar="NAME=VALUE",
     multiple=True,
     type=property_pair,
+    callback=properties,
     help="A property of the version; may be given several times.",
 )
 @connecting
-def push_command(session: Session, model: str, file: Path, transient: bool, pairs: tuple[tuple[str, str], ...]) -> None:
+def push_command(session: Session, model: str, file: Path, transient: bool, given: dict[str, str]) -> None:
     """Publish FILE as the next version of MODEL, and store it.
 
     Without FILE, or with -, it's what comes on standard input. A model that isn't there is created.
@@ -45,7 +46,7 @@ def push_command(session: Session, model: str, file: Path, transient: bool, pair
     registry = session.registry
     send = registry.publish_model if transient else registry.store_model
     with progress_bar(f"push {model}") as bar, _opened(file) as data:
-        info = send(model, data, dict(pairs), progress=bar)
+        info = send(model, data, given, progress=bar, hashing=None if bar is None else bar.step(f"hash {model}"))
     session.output.line(version_document(info), VERSION_COLUMNS)
 
 

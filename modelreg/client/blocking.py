@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -45,6 +45,7 @@ from modelreg.client.errors import (
 )
 from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.logs import make_logger
+from modelreg.client.properties import Properties
 from modelreg.client.retry import Patience
 from modelreg.client.sources import Model
 from modelreg.client.transport.connection import Timing
@@ -208,31 +209,33 @@ class ModelRegistry:
         self,
         name: str,
         model: Model,
-        iteration_properties: Mapping[str, str] | None = None,
+        iteration_properties: Properties | None = None,
         *,
         size: int | None = None,
         sha256: bytes | None = None,
         progress: Progress | None = None,
+        hashing: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Publish a model, and keep it until it's removed."""
-        store = partial(self._registry.store_model, size=size, sha256=sha256, progress=progress, timeout=timeout)
-        return self._loop.call(store, name, model, iteration_properties)
+        options = {"size": size, "sha256": sha256, "progress": progress, "hashing": hashing, "timeout": timeout}
+        return self._loop.call(self._registry.store_model, name, model, iteration_properties, **options)
 
     def publish_model(
         self,
         name: str,
         model: Model,
-        iteration_properties: Mapping[str, str] | None = None,
+        iteration_properties: Properties | None = None,
         *,
         size: int | None = None,
         sha256: bytes | None = None,
         progress: Progress | None = None,
+        hashing: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Send a model to others, for as long as the registry has room for it."""
-        publish = partial(self._registry.publish_model, size=size, sha256=sha256, progress=progress, timeout=timeout)
-        return self._loop.call(publish, name, model, iteration_properties)
+        options = {"size": size, "sha256": sha256, "progress": progress, "hashing": hashing, "timeout": timeout}
+        return self._loop.call(self._registry.publish_model, name, model, iteration_properties, **options)
 
     def retrieve_model(
         self, name: str, iteration: int = -1, *, progress: Progress | None = None, timeout: float | None = None
@@ -273,7 +276,7 @@ class ModelRegistry:
         """What is known of an iteration, -1 for the latest; None when it isn't available."""
         return self._loop.call(self._registry.get_iteration_info, name, iteration, timeout=timeout)
 
-    def update_model_info(self, name: str, properties: Mapping[str, str], *, timeout: float | None = None) -> None:
+    def update_model_info(self, name: str, properties: Properties, *, timeout: float | None = None) -> None:
         """Set the properties of a model name."""
         self._loop.call(self._registry.update_model_info, name, properties, timeout=timeout)
 

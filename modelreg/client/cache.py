@@ -14,12 +14,12 @@ import os
 from base64 import b64decode
 from pathlib import Path
 
-import anyio.to_thread
 import platformdirs
 
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
 from modelreg.client.targets import FileTarget, Target
+from modelreg.client.workers import in_thread
 
 DEFAULT_BYTES = 10 * 2**30
 _READ_BYTES = 1024 * 1024
@@ -43,13 +43,13 @@ class Cache:
         """Fill a target with an iteration's data, if that is here."""
         path = self._path(info)
         try:
-            file = await anyio.to_thread.run_sync(io.FileIO, path)
+            file = await in_thread(io.FileIO, path)
         except OSError:
             return False
         with file:
             if os.fstat(file.fileno()).st_size == info.size:
                 target.restart()
-                while data := await anyio.to_thread.run_sync(file.read, _READ_BYTES):
+                while data := await in_thread(file.read, _READ_BYTES):
                     target.write(memoryview(data))
                     await target.drain(final=False)
                 await target.drain(final=True)
@@ -65,7 +65,7 @@ class Cache:
         if info.size > self.max_bytes:
             return
         try:
-            await anyio.to_thread.run_sync(self._keep, info, filled)
+            await in_thread(self._keep, info, filled)
         except OSError as error:
             logger.warning("can't write to the cache in %s: %s", self.directory, error.strerror or error)
 

@@ -33,6 +33,8 @@ class Download:
             CallFailed: it can't be had.
             Damaged: the bytes that came aren't those of the version.
         """
+        if self.progress is not None:
+            self.progress(0, self.info.size)
         await self.rpc.patiently(self._attempt)
 
     async def _attempt(self) -> None:

@@ -154,9 +154,12 @@ def parse_url(url: str) -> Direct | Inquiry:
     if parts.netloc != "discover":
         raise ValueError(f"{what} for a registry: after cogment:// comes discover")
     try:
-        properties = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
     except ValueError:
         raise ValueError(f"{what}: after the ? come property=value pairs") from None
+    properties = dict(pairs)
+    if "" in properties or len(properties) < len(pairs):
+        raise ValueError(f"{what}: each property has a name, and is given once")
     path = parts.path.strip("/")
     if path == "service":
         number = properties.get("__id", "")

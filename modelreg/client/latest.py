@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 
 from modelreg.client.errors import DeadlineExceeded, RegistryError, Unavailable
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff
+from modelreg.client.workers import in_thread
 
 if TYPE_CHECKING:
     from modelreg.client.registry import ModelRegistry
@@ -69,7 +69,7 @@ class TrackedModel:
         value: Any = data
         if self.deserialize is not None:
             try:
-                value = await anyio.to_thread.run_sync(self.deserialize, data)
+                value = await in_thread(self.deserialize, data)
             except Exception:  # noqa: BLE001  # the caller's function
                 logger.exception("iteration %d of model %r can't be deserialized", info.iteration, self.name)
                 return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, overload
@@ -14,17 +15,20 @@ from typing_extensions import Buffer, Self
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
+from modelreg.client.advice import named
 from modelreg.client.background import Background, BackgroundTask
 from modelreg.client.cache import Cache
 from modelreg.client.download import Download
 from modelreg.client.errors import NotFound
 from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.latest import LatestModel, TrackedModel
+from modelreg.client.properties import Properties, as_text
 from modelreg.client.retry import Backoff
 from modelreg.client.rpc import Rpc, translated
-from modelreg.client.sources import Model, open_source
+from modelreg.client.sources import Model, flat, opened
 from modelreg.client.targets import BytesTarget, FileTarget, MemoryTarget, Target
 from modelreg.client.transport.channel import deadline
+from modelreg.client.transport.status import CallFailed, Code
 from modelreg.client.updates import IterationUpdates
 from modelreg.client.upload import Progress, Upload
 
@@ -76,11 +80,12 @@ class ModelRegistry:
         self,
         name: str,
         model: Model,
-        iteration_properties: Mapping[str, str] | None = None,
+        iteration_properties: Properties | None = None,
         *,
         size: int | None = None,
         sha256: bytes | None = None,
         progress: Progress | None = None,
+        hashing: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Publish a model, and keep it until it's removed. A name that isn't known yet is created.
@@ -88,66 +93,68 @@ class ModelRegistry:
         Arguments:
             name: the model name.
             model: the data: bytes-like; a path; a binary file; or an iterable, sync or async, of pieces.
-            iteration_properties: custom information about this iteration.
+            iteration_properties: custom information about this iteration. Numbers are written as text, True and False as true and false.
             size: in bytes; needed for pieces, and for files that can't seek.
             sha256: the data's hash, where it's known already: computing it takes about as long as sending. The registry
                 refuses data of another one.
             progress: told how many bytes of how many are on their way.
+            hashing: told how many bytes of how many are hashed, before any is on its way.
             timeout: in seconds, for all of it.
 
         Raises:
             OutcomeUnknown: the connection was lost at the end, and the registry isn't one that remembers requests.
-            ValueError, TypeError, OSError: of the model.
+            Exhausted: there is no room for it, or it's larger than the registry takes.
+            TypeError, ValueError: of the model, or of a property, which the message names.
+            OSError: a file can't be read, or was changed while it was read.
         """
-        return await self._send(name, model, iteration_properties, True, size, sha256, progress, timeout)
+        return await self._send(name, model, iteration_properties, True, size, sha256, progress, hashing, timeout)
 
     async def publish_model(
         self,
         name: str,
         model: Model,
-        iteration_properties: Mapping[str, str] | None = None,
+        iteration_properties: Properties | None = None,
         *,
         size: int | None = None,
         sha256: bytes | None = None,
         progress: Progress | None = None,
+        hashing: Progress | None = None,
         timeout: float | None = None,
     ) -> ModelIterationInfo:
         """Send a model to others, for as long as the registry has room for it. As `store_model` otherwise."""
-        return await self._send(name, model, iteration_properties, False, size, sha256, progress, timeout)
+        return await self._send(name, model, iteration_properties, False, size, sha256, progress, hashing, timeout)
 
     async def _send(
         self,
         name: str,
         model: Model,
-        properties: Mapping[str, str] | None,
+        properties: Properties | None,
         stored: bool,
         size: int | None,
         sha256: bytes | None,
         progress: Progress | None,
+        hashing: Progress | None,
         timeout: float | None,
     ) -> ModelIterationInfo:
-        source = open_source(model, size)
         if sha256 is not None and len(sha256) != SHA256_BYTES:
             raise ValueError(f"a SHA-256 has {SHA256_BYTES} bytes, and the one given has {len(sha256)}")
+        texts = as_text(properties or {})
         timeout = self._rpc.limit(timeout)
-
-        async def send() -> ModelIterationInfo:
-            upload = Upload(self._rpc, name, source, stored, properties or {}, progress, timeout, sha256)
-            with translated():
-                return await upload.run()
-
         with translated(), deadline(timeout):
-            if name not in self._known:
+            async with opened(model, size) as source:
+                upload = Upload(self._rpc, name, source, stored, texts, progress, hashing, timeout, sha256)
+                await upload.prepare()
+                if name in self._known:
+                    try:
+                        return await upload.run()
+                    except CallFailed as failure:
+                        if failure.code != Code.NOT_FOUND:
+                            raise
+                        self._known.discard(name)  # another program has removed it
+                        if not source.repeatable:
+                            raise
                 await self._create(name)
-                return await send()
-            try:
-                return await send()
-            except NotFound:
-                self._known.discard(name)
-                if not source.repeatable:
-                    raise
-            await self._create(name)  # somebody has removed it since
-            return await send()
+                return await upload.run()
 
     async def _create(self, name: str) -> None:
         """Make sure that a model name exists. Its properties are left alone when it does."""
@@ -228,12 +235,11 @@ class ModelRegistry:
             NotFound: there is no such model.
             Damaged: it isn't what was stored, by its hash.
             FileExistsError: there is such a file, and `overwrite` is False.
-            ValueError: the buffer is too small.
+            ValueError: the buffer is too small, or its memory isn't plain data.
+            TypeError: it's neither a path nor a writable buffer.
         """
         if not isinstance(into, os.PathLike):
-            view = memoryview(into).cast("B")
-            if view.readonly:
-                raise TypeError("the buffer to download into has to be writable")
+            view = _writable(into)
             with translated(), deadline(self._rpc.limit(timeout)):
                 return await self._fetch(name, iteration, lambda info: _fitting(view, info), progress, timeout)
         if not overwrite and os.path.lexists(into):  # noqa: ASYNC240
@@ -351,11 +357,9 @@ class ModelRegistry:
             return None
         return ModelIterationInfo.of(reply.version_infos[0]) if reply.version_infos else None
 
-    async def update_model_info(
-        self, name: str, properties: Mapping[str, str], *, timeout: float | None = None
-    ) -> None:
+    async def update_model_info(self, name: str, properties: Properties, *, timeout: float | None = None) -> None:
         """Set the properties of a model name, in place of those it had. A name that isn't known yet is created."""
-        request = api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id=name, user_data=properties))
+        request = api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id=name, user_data=as_text(properties)))
         await self._rpc.unary("CreateOrUpdateModel", request, api.CreateOrUpdateModelReply, timeout)
 
     async def get_model_info(self, name: str, *, timeout: float | None = None) -> ModelInfo | None:
@@ -434,6 +438,23 @@ class ModelRegistry:
         """The versions of the registry and of its parts."""
         reply = await self._rpc.unary("Version", common_pb2.VersionRequest(), common_pb2.VersionInfo, timeout)
         return {version.name: version.version for version in reply.versions}
+
+
+def _writable(into: Buffer) -> memoryview:
+    """The bytes of a buffer to download into."""
+    if isinstance(into, str):
+        raise TypeError("a model can't be downloaded into a text: for the name of a file, give a pathlib.Path")
+    if hasattr(into, "write") and not isinstance(into, mmap.mmap):
+        raise TypeError("a model can't be downloaded into an open file: give the file's pathlib.Path")
+    try:
+        view = memoryview(into)
+    except TypeError:
+        raise TypeError(
+            f"a model can't be downloaded into {named(into)}: give a pathlib.Path or a writable buffer, like a bytearray"
+        ) from None
+    if view.readonly:
+        raise TypeError("the buffer to download into has to be writable")
+    return flat(view)
 
 
 def _fitting(view: memoryview, info: ModelIterationInfo) -> MemoryTarget:

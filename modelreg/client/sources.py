@@ -5,20 +5,28 @@
     a binary file         from its position to its end; may be sent again where it can seek
     iterables of pieces   sync (its code runs in a worker thread) or async; can be sent once, and the size has to be given
 
-What can be read twice is hashed first, so that the registry refuses it when it arrives changed. What can't is hashed on the
-way, and compared with what the registry says it has.
+Data that can be read twice is hashed first, so that the registry refuses it when it arrives changed. Other data is hashed on the
+way, and compared with the registry's hash of it. A file that changes between the moment in which its size is taken and the end of its
+last reading is refused here.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import IO, Protocol, cast
 
-import anyio.to_thread
 from typing_extensions import Buffer
+
+from modelreg.client.advice import named, unsendable
+from modelreg.client.workers import in_thread
 
 PIECE_BYTES = 1024 * 1024
 """How much goes into one message: with its few bytes of framing a frame of the size that the server takes."""
@@ -26,11 +34,21 @@ PIECE_BYTES = 1024 * 1024
 READ_BYTES = 4 * 1024 * 1024
 """How much is read from a file at once."""
 
+HASH_BYTES = 16 * 1024 * 1024
+"""How much is hashed between two looks whether the call was cancelled, and two reports of progress."""
+
 INLINE_BYTES = 128 * 1024
 """Less than this is hashed on the spot: a thread costs more."""
 
+# The formats whose bytes are the data, and no pointers to it (PEP 3118 and the struct module): numbers, characters, padding, their shapes and
+# byte orders, and structures of these with their fields' names.
+_PLAIN_FORMAT = re.compile(r"([xcbB?hHiIlLqQnNefdgspuw]|Z[fdg]|[@=<>!^|]|\d+|\([\d,]+\)|T\{|\}|:[^:]*:|\s)*")
+
 Model = Buffer | os.PathLike[str] | IO[bytes] | Iterable[Buffer] | AsyncIterable[Buffer]
-"""What can be sent. `Buffer` is whatever has one: bytes, bytearray, memoryview, array, mmap, a NumPy array."""
+"""What can be sent. `Buffer` is bytes, bytearray, memoryview, array, mmap, a NumPy array, and others that have a buffer."""
+
+Hashed = Callable[[int], object]
+"""Told how many bytes are hashed, on the event loop."""
 
 
 class Source(Protocol):
@@ -44,54 +62,81 @@ class Source(Protocol):
     size: int
     repeatable: bool
 
-    async def digest(self) -> bytes | None:
-        """SHA-256 of the data; None where that would use it up."""
+    async def digest(self, hashed: Hashed) -> bytes | None:
+        """SHA-256 of the data; None where that would use it up. Raises `OSError`."""
 
     def pieces(self) -> AsyncIterator[memoryview]:
-        """The data, in pieces of up to `PIECE_BYTES`."""
+        """The data, in pieces of up to `PIECE_BYTES`. Raises `OSError`, after the last piece for a file that has changed."""
 
 
-def open_source(model: Model, size: int | None) -> Source:
-    """What *model* stands for. Raises `TypeError` for what is no model, `ValueError` where a size is missing or wrong, `OSError`."""
-    source: Source
+@asynccontextmanager
+async def opened(model: Model, size: int | None) -> AsyncIterator[Source]:
+    """The source of a model, with the size and the position that it has now.
+
+    Raises:
+        TypeError: the object is no model.
+        ValueError: a size is missing or wrong, or the data doesn't lie together, or a file is at its end.
+        OSError: a file can't be read.
+    """
     if isinstance(model, str):
         raise TypeError("a model can't be a text: for the name of a file, give a pathlib.Path")
-    view = _view(model)
-    if view is not None:
-        source = MemorySource(view)
-    elif isinstance(model, os.PathLike):
-        return PathSource(model, size)
-    elif hasattr(model, "read"):
-        return _open_file(model, size)
-    elif isinstance(model, AsyncIterable):
-        return StreamSource(model, _required(size))
-    elif isinstance(model, Iterable):
-        return StreamSource(_from_iterable(model), _required(size))
-    else:
-        raise TypeError(
-            f"a model can't be a {type(model).__name__}: give bytes, a path, a binary file or pieces of bytes"
-        )
-    if size is not None and size != source.size:
-        raise ValueError(f"the model has {source.size} bytes, and the size given is {size}")
-    return source
+    with ExitStack() as stack:
+        source: Source
+        view = _view(model)
+        if view is not None:
+            source = MemorySource(view)
+        elif isinstance(model, os.PathLike):
+            source = await in_thread(_open_path, model, stack)
+        elif hasattr(model, "read"):
+            source = await in_thread(_open_file, model, size, stack)
+        elif (why := unsendable(model)) is not None:
+            raise TypeError(why)
+        elif isinstance(model, AsyncIterable):
+            source = StreamSource(model, _required(size))
+        elif isinstance(model, Iterable):
+            source = StreamSource(_from_iterable(model), _required(size))
+        else:
+            raise TypeError(
+                f"a model can't be {named(model)}: give bytes (of pickle.dumps, for example), a path, a binary file "
+                "or pieces of bytes"
+            )
+        if size is not None and size != source.size:
+            raise ValueError(f"the model has {source.size} bytes, and the size given is {size}")
+        yield source
 
 
-def _view(model: object) -> memoryview | None:
-    """The memory of what has a buffer."""
+def _view(thing: object) -> memoryview | None:
+    """The memory of an object that has a buffer. Raises `ValueError` for one whose memory isn't its data."""
     try:
-        return memoryview(model)  # type: ignore[arg-type]
+        return memoryview(thing)  # type: ignore[arg-type]
     except TypeError:
         return None
+    except (ValueError, BufferError) as error:  # NumPy's of dates, for example
+        raise ValueError(f"{named(thing)} can't be sent from where it lies, make bytes of it: {error}") from None
 
 
 def flat(view: memoryview) -> memoryview:
-    """The bytes of a piece of memory. Raises `ValueError` where they don't lie together."""
+    """The bytes of a piece of memory. Raises `ValueError` where they don't lie together, or aren't the data."""
+    if not _PLAIN_FORMAT.fullmatch(view.format):
+        raise ValueError(
+            f"an array of Python objects or pointers (of format {view.format!r}) has no data of its own: "
+            "make bytes of it, with pickle.dumps for example"
+        )
     if not view.nbytes:
         return memoryview(b"")  # a shape with a zero in it can't be cast
     try:
         return view.cast("B")
     except TypeError as error:
         raise ValueError(f"this can't be sent from where it lies, make bytes of it: {error}") from None
+
+
+def _piece(thing: object) -> memoryview:
+    """The bytes of one of the pieces that a model comes in."""
+    view = _view(thing)
+    if view is None:
+        what = "a text" if isinstance(thing, str) else named(thing)
+        raise TypeError(f"the pieces of a model have to be bytes, and one is {what}")
+    return flat(view)
 
 
 def _required(size: int | None) -> int:
@@ -116,10 +161,15 @@ class MemorySource:
         self._view = flat(view)
         self.size = len(self._view)
 
-    async def digest(self) -> bytes | None:
+    async def digest(self, hashed: Hashed) -> bytes | None:
         if self.size < INLINE_BYTES:
             return hashlib.sha256(self._view).digest()
-        return await anyio.to_thread.run_sync(lambda: hashlib.sha256(self._view).digest())
+        sha = hashlib.sha256()
+        for start in range(0, self.size, HASH_BYTES):
+            part = self._view[start : start + HASH_BYTES]
+            await in_thread(sha.update, part)
+            hashed(start + len(part))
+        return sha.digest()
 
     async def pieces(self) -> AsyncIterator[memoryview]:
         for piece in _slices(self._view):
@@ -127,61 +177,76 @@ class MemorySource:
 
 
 class FileSource:
-    """A binary file that can seek, from its position to its end, or to `size` bytes after its position."""
+    """A binary file that can seek, from a position on.
+
+    Arguments:
+        file: where the data is.
+        start: of the data.
+        size: of the data, in bytes.
+        name: of the file, for messages.
+    """
 
     repeatable = True
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+    def __init__(self, file: IO[bytes], start: int, size: int, name: str | None = None) -> None:
         self._file = file
         self._start = start
+        self._name = name
+        self._state = _state(file)
         self.size = size
 
-    async def digest(self) -> bytes | None:
-        def read_all() -> bytes:
-            sha = hashlib.sha256()
-            self._file.seek(self._start)
-            left = self.size
-            while left:
-                data = self._file.read(min(READ_BYTES, left))
-                if not data:
-                    break
-                left -= len(data)
-                sha.update(data)
-            return sha.digest()
+    async def digest(self, hashed: Hashed) -> bytes | None:
+        sha = hashlib.sha256()
+        done = 0
 
-        return await anyio.to_thread.run_sync(read_all)
+        def some() -> int:
+            at, end = done, min(done + HASH_BYTES, self.size)
+            while at < end:
+                data = self._read(at)
+                sha.update(data)
+                at += len(data)
+            return at
+
+        while done < self.size:
+            done = await in_thread(some)
+            hashed(done)
+        return sha.digest()
 
     async def pieces(self) -> AsyncIterator[memoryview]:
-        await anyio.to_thread.run_sync(self._file.seek, self._start)
-        left = self.size
-        while left:
-            data = await anyio.to_thread.run_sync(self._file.read, min(READ_BYTES, left))
-            if not data:
-                return
-            left -= len(data)
+        done = 0
+        while done < self.size:
+            data = await in_thread(self._read, done)
+            done += len(data)
             for piece in _slices(memoryview(data)):
                 yield piece
 
+    def _read(self, done: int) -> bytes:
+        """Some of the data, after so many bytes of it. Raises `OSError` where the file has changed, after its last bytes at the latest."""
+        if not done:
+            self._file.seek(self._start)
+        data = self._file.read(min(READ_BYTES, self.size - done))
+        if not data:
+            raise _changed(self._name, f"it ended after {done} bytes, and its size was {self.size}")
+        if done + len(data) == self.size and _state(self._file) != self._state:
+            raise _changed(self._name, "it was changed while it was read")
+        return data
 
-class PathSource:
-    """A file, opened anew each time it's read."""
 
-    repeatable = True
+def _state(file: IO[bytes]) -> tuple[int, ...]:
+    """What tells that a file was changed: its size, and the time of its last change where it has one."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):  # none of the operating system's
+        position = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(position)
+        return (size,)
+    return (status.st_size, status.st_mtime_ns)
 
-    def __init__(self, path: os.PathLike[str], size: int | None) -> None:
-        self._path = path
-        self.size = os.stat(path).st_size
-        if size is not None and size != self.size:
-            raise ValueError(f"{os.fspath(path)} has {self.size} bytes, and the size given is {size}")
 
-    async def digest(self) -> bytes | None:
-        with open(self._path, "rb", buffering=0) as file:  # noqa: ASYNC230  # the reading is what takes long
-            return await FileSource(file, 0, self.size).digest()
-
-    async def pieces(self) -> AsyncIterator[memoryview]:
-        with open(self._path, "rb", buffering=0) as file:  # noqa: ASYNC230
-            async for piece in FileSource(file, 0, self.size).pieces():
-                yield piece
+def _changed(name: str | None, why: str) -> OSError:
+    message = f"{why}: send it again once no program writes to it"
+    return OSError(errno.EBUSY, message) if name is None else OSError(errno.EBUSY, message, name)
 
 
 class StreamSource:
@@ -193,13 +258,13 @@ class StreamSource:
         self._pieces = pieces
         self.size = size
 
-    async def digest(self) -> bytes | None:
+    async def digest(self, hashed: Hashed) -> bytes | None:
         return None
 
     async def pieces(self) -> AsyncIterator[memoryview]:
         try:
             async for data in self._pieces:
-                for piece in _slices(flat(memoryview(data))):
+                for piece in _slices(_piece(data)):
                     yield piece
         finally:
             close = getattr(self._pieces, "aclose", None)  # an async generator that isn't wanted to its end
@@ -207,18 +272,49 @@ class StreamSource:
                 await close()
 
 
-def _open_file(file: object, size: int | None) -> Source:
-    binary = cast(IO[bytes], file)
-    if isinstance(file, io.TextIOBase):
+def _open_path(path: os.PathLike[str], stack: ExitStack) -> Source:
+    file = stack.enter_context(open(path, "rb", buffering=0))  # noqa: SIM115  # the stack closes it
+    return _measured(file, 0, os.fsdecode(path), stack)
+
+
+def _open_file(model: object, size: int | None, stack: ExitStack) -> Source:
+    if isinstance(model, io.TextIOBase):
         raise TypeError("the file is open as text: open it as binary, with mode 'rb'")
-    if not binary.seekable():
-        return StreamSource(_from_iterable(_read(binary.read)), _required(size))
-    start = binary.tell()
-    end = binary.seek(0, os.SEEK_END)
-    binary.seek(start)
-    if size is not None and size != end - start:
-        raise ValueError(f"the file has {end - start} bytes left, and the size given is {size}")
-    return FileSource(binary, start, max(0, end - start))
+    file = cast("IO[bytes]", model)
+    if hasattr(file, "readable") and not file.readable():
+        raise ValueError("the file is open for writing only: open it with mode 'rb'")
+    if not hasattr(file, "seekable") or not file.seekable():
+        return StreamSource(_from_iterable(_read(file.read)), _required(size))
+    start = file.tell()
+    name = getattr(file, "name", None)
+    source = _measured(file, start, name if isinstance(name, str) else None, stack)
+    if start and not source.size and size != 0:
+        raise ValueError(
+            f"the file is at its end, after {start} bytes, so there would be nothing to store: call its seek(0) first, "
+            "or give size=0 where that's meant"
+        )
+    return source
+
+
+def _measured(file: IO[bytes], start: int, name: str | None, stack: ExitStack) -> Source:
+    """A file from a position on: the file itself, or a copy of all that can be read where it doesn't tell its size.
+
+    Files of /proc say that they have no bytes, and a path may be a pipe's.
+    """
+    try:
+        end = file.seek(0, os.SEEK_END)
+    except OSError:
+        end = 0
+    else:
+        file.seek(start)
+    if end:
+        return FileSource(file, start, max(0, end - start), name)
+    said = _state(file)[0]
+    copy = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))  # noqa: SIM115
+    shutil.copyfileobj(file, copy, READ_BYTES)
+    if _state(file)[0] != said:  # an empty file, which is being written
+        raise _changed(name, "it was changed while it was read")
+    return FileSource(copy, 0, copy.seek(0, os.SEEK_END), name)
 
 
 def _read(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -234,13 +330,13 @@ async def _from_iterable(pieces: Iterable[Buffer]) -> AsyncIterator[memoryview]:
         found: list[memoryview] = []
         size = 0
         for piece in iterator:
-            view = flat(memoryview(piece))
+            view = _piece(piece)
             found.append(view)
             size += len(view)
             if size >= PIECE_BYTES:
                 break
         return found
 
-    while found := await anyio.to_thread.run_sync(some):
+    while found := await in_thread(some):
         for piece in found:
             yield piece

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Protocol
 
-import anyio.to_thread
 from typing_extensions import Self
 
 from modelreg.client.sources import INLINE_BYTES, PIECE_BYTES
+from modelreg.client.workers import in_thread
 from modelreg.transport.faults import ErrorCode, StreamFault
 
 DRAIN_BYTES = 2 * 1024 * 1024
@@ -88,7 +88,7 @@ class MemoryTarget:
         if size < INLINE_BYTES:
             self._sha.update(part)
         else:
-            await anyio.to_thread.run_sync(self._sha.update, part)
+            await in_thread(self._sha.update, part)
         self._hashed += size
         return size
 
@@ -212,7 +212,7 @@ class FileTarget:
             return 0
         pending, filled = self._pending, self._filled
         self._pending, self._pending_bytes = [], 0
-        await anyio.to_thread.run_sync(self._write_all, [*pending[:-1], pending[-1][:filled]])
+        await in_thread(self._write_all, [*pending[:-1], pending[-1][:filled]])
         self._spare += pending
         return size
 
@@ -240,7 +240,7 @@ class FileTarget:
 
     async def commit(self) -> None:
         """Make it appear. Raises `OSError`."""
-        await anyio.to_thread.run_sync(self._commit)
+        await in_thread(self._commit)
 
     def _commit(self) -> None:
         with self._named_in_errors():

@@ -14,13 +14,11 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
-import anyio
-import anyio.to_thread
 import attrs
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
-from modelreg.client.errors import Damaged, OutcomeUnknown
+from modelreg.client.errors import Damaged, DeadlineExceeded, Exhausted, OutcomeUnknown, RegistryError, Unavailable
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.retry import transient
 from modelreg.client.rpc import SERVICE, Rpc
@@ -28,11 +26,15 @@ from modelreg.client.sources import INLINE_BYTES, Source
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.messages import chunk_prefix, framed
 from modelreg.client.transport.status import CallFailed
+from modelreg.client.workers import in_thread
 
 REQUEST_ID = "modelreg-request-id"
 
 # A server whose Version names this product remembers request ids.
 _REMEMBERS = "modelreg"
+
+LARGE_BYTES = 64 * 1024 * 1024
+"""From here on, hashing takes much longer (30 ms) than asking the server first whether it takes a version of this size."""
 
 Progress = Callable[[int, int], object]
 """Told how many bytes of how many are done. Called often, on the event loop: to be quick."""
@@ -48,27 +50,66 @@ class Upload:
     stored: bool
     properties: Mapping[str, str]
     progress: Progress | None = None
+    hashing: Progress | None = None
     timeout: float | None = None
     sha256: bytes | None = attrs.field(default=None, repr=False)
     _request_id: str = attrs.field(factory=lambda: str(uuid.uuid4()), init=False)
     _begun: bool = attrs.field(default=False, init=False)
     _uncertain: str | None = attrs.field(default=None, init=False)
 
-    async def run(self) -> ModelIterationInfo:
-        """Make it happen.
+    async def prepare(self) -> None:
+        """Hash the data where that doesn't use it up, unless its hash was given.
 
         Raises:
-            CallFailed: it didn't.
-            OutcomeUnknown: it may have.
-            ValueError: the source has other than the size it was to have.
+            Exhausted: it's larger than the server takes. It isn't hashed then.
+            OSError: it can't be read.
         """
-        digest = await self.source.digest() if self.sha256 is None else self.sha256
+        if self.sha256 is not None or not self.source.repeatable:
+            return
+        if self.source.size >= LARGE_BYTES:
+            await self._check_size()
+        self._hashed(0)
+        self.sha256 = await self.source.digest(self._hashed)
+
+    async def run(self) -> ModelIterationInfo:
+        """Send it, once it's prepared. May be called again after a `CallFailed`.
+
+        Raises:
+            CallFailed: it wasn't stored.
+            OutcomeUnknown: it may have been.
+            ValueError: the source has other than the size it was to have.
+            OSError: the source can't be read, or has changed since it was hashed.
+        """
+        if self.progress is not None:
+            self.progress(0, self.source.size)
         try:
-            return await self.rpc.patiently(lambda: self._attempt(digest), again=self._again)
+            return await self.rpc.patiently(self._attempt, again=self._again)
         except CallFailed as failure:
             if self._uncertain is not None and transient(failure):
                 raise self._unknown() from None
             raise
+
+    def _hashed(self, done: int) -> None:
+        if self.hashing is not None:
+            self.hashing(done, self.source.size)
+
+    async def _check_size(self) -> None:
+        """Ask the server for its limits. Servers that don't tell refuse what is too large later, by its header."""
+        options = ["max_version_bytes"] if self.stored else ["max_version_bytes", "cache_max_bytes"]
+        request = common_pb2.StatusRequest(names=options)
+        try:
+            limits = (await self.rpc.unary("Status", request, common_pb2.StatusReply, self.timeout)).statuses
+        except (Unavailable, DeadlineExceeded):
+            raise
+        except RegistryError:
+            return
+        for option in options:
+            text = limits.get(option, "")
+            limit = int(text) if text.isdecimal() else 0
+            if limit and self.source.size > limit:
+                raise Exhausted(
+                    f"a version of {self.source.size} bytes is larger than --{option} allows, which is {limit}"
+                )
 
     def _again(self, failure: CallFailed) -> bool:
         return transient(failure) and (self.source.repeatable or not self._begun)
@@ -79,7 +120,8 @@ class Upload:
             f"see list_iterations before storing it again ({self._uncertain})"
         )
 
-    async def _attempt(self, digest: bytes | None) -> ModelIterationInfo:
+    async def _attempt(self) -> ModelIterationInfo:
+        digest = self.sha256
         if self._uncertain is not None and not await self._remembered():
             raise self._unknown()
         version = api.ModelVersionInfo(
@@ -124,7 +166,7 @@ class Upload:
                     if len(piece) < INLINE_BYTES:
                         sha.update(piece)
                     else:
-                        await anyio.to_thread.run_sync(sha.update, piece)
+                        await in_thread(sha.update, piece)
                 sent += len(piece)
                 if progress is not None:
                     progress(sent, source.size)

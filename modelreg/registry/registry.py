@@ -225,6 +225,11 @@ class Registry:
         """Whether any stored content is known to be damaged, and hasn't been healed or deleted."""
         return bool(self._archive.blobs.damaged)
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The most bytes that a version may have, by the option that says so; 0 for no limit. The second is for transient ones."""
+        return {"max_version_bytes": self._max_version_bytes, "cache_max_bytes": self._transient.max_bytes}
+
     def statistics(self) -> Statistics:
         """A snapshot."""
         return Statistics(

@@ -172,8 +172,11 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             "watchers": str(statistics.watchers),
             "damaged": str(statistics.damaged),
         }
-        wanted = known if "*" in message.names else known.keys() & set(message.names)
-        return common_pb2.StatusReply(statuses={name: known[name] for name in wanted})
+        limits = {name: str(limit) for name, limit in self._registry.limits.items()}
+        wanted = set(message.names) | (known.keys() if "*" in message.names else set())
+        return common_pb2.StatusReply(
+            statuses={name: text for name, text in {**known, **limits}.items() if name in wanted}
+        )
 
 
 def data_chunk_prefix(size: int) -> bytes:

@@ -86,6 +86,11 @@ class TransientStore(Generic[Key]):
         return len(self._entries)
 
     @property
+    def max_bytes(self) -> int:
+        """How many bytes of memory all versions together take at most."""
+        return self._max_bytes
+
+    @property
     def in_memory(self) -> int:
         """Memory that versions take, in bytes, those included that are gone and still being read."""
         return self._bytes

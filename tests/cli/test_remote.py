@@ -23,6 +23,7 @@ from modelreg.cli import main, output, progress, remote
 from tests.client.door import Door
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
+from tests.clients.calls import connected
 from tests.support.directory import RegisteringDirectory
 from tests.support.server import ServerProgram, server_program
 
@@ -539,6 +540,25 @@ def test_a_bar_appears_for_what_takes_long(
         assert code == 0
         assert out.startswith("1\t")
         assert f"{args[0]} {model}" in err
+        assert ("hash" in err) == (args[0] == "push")
+
+
+def test_the_bar_of_a_step_shows_how_much_there_is_before_any_is_done(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress.progress_bar("push it") as bar:
+        assert bar is not None
+        bar._timer.cancel()
+        bar.step("hash [it]")(0, 2**30)
+        bar._show()
+        bar(2**29, 2**30)
+        bar._show()
+    first, _, second = capfd.readouterr().err.partition("push it")
+    assert "hash [it]" in first
+    assert "0.0/1.0 GiB" in first
+    assert "0.5/1.0 GiB" in second
 
 
 def test_a_bar_appears_where_nothing_is_told(
@@ -547,12 +567,31 @@ def test_a_bar_appears_where_nothing_is_told(
     monkeypatch.setattr(progress, "APPEARS_AFTER", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress.progress_bar("push it") as bar:
-        assert isinstance(bar, progress._Bar)
+        assert isinstance(bar, progress.Bar)
         bar._timer.join()
         output.Output().note("by the way")
     err = capfd.readouterr().err
     assert "push it" in err
     assert re.search(r"(^|\n|\r\x1b\[2K)by the way\n", err)  # on a line of its own
+
+
+def test_a_property_without_a_name_or_given_twice_is_refused_everywhere(run: Run, model: str, file: Path) -> None:
+    for args in (["push", model, file, "-p", "=1"], ["set", model, "=1"]):
+        assert "name=value" in one_line(run(*args))
+    for args in (["push", model, file, "-p", "a=1", "-p", "a=1"], ["set", model, "a=1", "b=1", "a=2"]):
+        assert "'a' is given twice" in one_line(run(*args))
+    assert "'a' is both given and unset" in one_line(run("set", model, "a=1", "--unset", "a"))
+    assert run("show", model)[0] == 20  # nothing was created
+    assert "'a'" in one_line(run("push", model, file, "-p", "a=\udcff"))
+
+
+def test_a_property_without_a_name_from_another_client_can_be_taken_away(
+    run: Run, model: str, server: ServerProgram
+) -> None:
+    with connected(server.address) as calls:
+        calls.create(model, **{"": "1", "a": "2"})
+    assert "--unset ''" in one_line(run("set", model, "b=3"))
+    assert document(run("set", model, "b=3", "--unset", "", "--format=json"))["properties"] == {"a": "2", "b": "3"}
 
 
 def test_a_pipe_that_closes(run: Run, model: str, file: Path, server: ServerProgram) -> None:

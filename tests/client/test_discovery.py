@@ -72,6 +72,8 @@ def test_urls(url: str, meaning: Any) -> None:
         "cogment://discover/service?__id=x",
         "cogment://discover/service?__id=99999999999999999999",
         "cogment://discover?x",
+        "cogment://discover?=x",
+        "cogment://discover?x=1&x=2",
     ],
 )
 def test_what_is_no_url_is_said_to_be_none(run: Run, url: str) -> None:

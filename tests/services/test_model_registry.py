@@ -70,6 +70,12 @@ async def test_status_gives_what_is_known_of_what_is_asked(servicer: ModelRegist
     assert dict(reply.statuses) == {"models": "0", "watchers": "0"}
 
 
+async def test_status_tells_the_largest_version_that_is_taken_when_it_is_asked(servicer: ModelRegistryServicer) -> None:
+    names = ["max_version_bytes", "cache_max_bytes"]
+    reply = await servicer.Status(common_pb2.StatusRequest(names=names), request=NO_REQUEST)
+    assert dict(reply.statuses) == {"max_version_bytes": "0", "cache_max_bytes": "1000"}
+
+
 @pytest.mark.parametrize(
     ("load", "cores", "expected"),
     [(0.0, 2, 0), (0.004, 1, 0), (1.0, 4, 25), (2.0, 2, 100), (1000.0, 2, 254), (1, None, 100)],

@@ -1,0 +1,34 @@
+"""Worker threads: for work that blocks or computes, beside the event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio.to_thread
+from typing_extensions import TypeVarTuple, Unpack
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+async def in_thread(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    """Call a function in a worker thread, and return its result.
+
+    Programs still use the client when their main thread has ended: in threads that live longer, and in functions of `atexit`. Since
+    Python 3.12 no thread can be started then. The function runs on the event loop in that case.
+    """
+    begun = False
+
+    def call() -> T:
+        nonlocal begun
+        begun = True
+        return function(*args)
+
+    try:
+        return await anyio.to_thread.run_sync(call)
+    except RuntimeError:
+        if begun or threading.main_thread().is_alive():
+            raise
+    return function(*args)
