@@ -111,9 +111,11 @@ async def serve(
         open_registry(
             archive,
             cache_max_items=settings.cache_max_items,
+            cache_max_items_per_model=settings.cache_max_items_per_model,
             cache_max_bytes=settings.cache_max_bytes,
             max_version_bytes=settings.max_version_bytes,
             logger=logger,
+            quota=quota,
         ) as registry,
     ):
         if stop.is_set():

@@ -258,6 +258,15 @@ class Settings:
         convert=_number(1, _MAX_COUNT),
         meaning="How many transient versions are kept in memory.",
     )
+    cache_max_items_per_model: int = _option(
+        env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_ITEMS_PER_MODEL",
+        metavar="COUNT",
+        default=0,
+        default_text="0",
+        convert=_number(0, _MAX_COUNT),
+        meaning="How many of them one model may have; its least recently used one goes first. 0 sets no limit but "
+        "--cache_max_items.",
+    )
     cache_max_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_BYTES",
         metavar="BYTES",

@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from modelreg.errors import InvalidArgument, ModelregError, NotFound, ResourceExhausted
-from modelreg.log import Logger
+from modelreg.log import LineQuota, Logger, silent_logger
 from modelreg.registry.index import VersionIndex
 from modelreg.registry.model import Model, no_model
 from modelreg.registry.numbers import VersionNumbers
@@ -27,6 +27,12 @@ from modelreg.storage.transient import TransientIncoming, TransientStore
 
 # How long writing back the number ceilings may take when the registry closes, in seconds.
 CLOSING_SECONDS = 10
+
+EVICTED = "evicted a version to make room for another model"
+EVICTED_NEWEST = (
+    "evicted the newest version of a model to make room for another model, as nothing else was left: "
+    "raise --cache_max_items or --cache_max_bytes"
+)
 
 TransientKey = tuple[str, int]
 
@@ -42,6 +48,8 @@ class Statistics:
     stored_bytes: int
     # In memory.
     transient_bytes: int
+    # Transient versions that had to go for versions of other models, since the start.
+    evicted: int
     # Running watches.
     watchers: int
     # How often stored data was found damaged since the start.
@@ -63,17 +71,27 @@ class Registry:
         archive: Archive,
         *,
         cache_max_items: int,
+        cache_max_items_per_model: int = 0,
         cache_max_bytes: int,
         max_version_bytes: int,
         clock: Callable[[], int],
+        logger: Logger,
+        quota: LineQuota,
     ) -> None:
         self._archive = archive
         self._clock = clock
         self._max_version_bytes = max_version_bytes
         self._watches = Watches()
         self._transient: TransientStore[TransientKey] = TransientStore(
-            archive, max_items=cache_max_items, max_bytes=cache_max_bytes, evicted=self._forget_evicted
+            archive,
+            max_items=cache_max_items,
+            max_items_of_a_model=cache_max_items_per_model,
+            max_bytes=cache_max_bytes,
+            evicted=self._forget_evicted,
         )
+        self._evicted = 0
+        self._logger = logger
+        self._quota = quota
         self._models: dict[str, Model] = {}
         for found in archive.found:
             self._models[found.record.model_id] = _restored(found)
@@ -178,7 +196,7 @@ class Registry:
                 yield Upload(header, storing, partial(_once, model, header, store))
         else:
             try:
-                async with self._transient.incoming(header.size) as caching:
+                async with self._transient.incoming(header.size, header.model_id) as caching:
                     cache = partial(self._commit_transient, model, header, caching)
                     yield Upload(header, caching, partial(_once, model, header, cache))
             finally:
@@ -237,6 +255,7 @@ class Registry:
             versions=sum(len(model.versions) for model in self._models.values()),
             stored_bytes=self._archive.blobs.bytes,
             transient_bytes=self._transient.in_memory,
+            evicted=self._evicted,
             watchers=self._watches.running,
             damage_found=self._archive.blobs.damage_found,
             damaged=len(self._archive.blobs.damaged),
@@ -317,9 +336,19 @@ class Registry:
         if newest is not None and not newest.stored:
             self._transient.demote((newest.model_id, newest.number))
 
-    def _forget_evicted(self, key: TransientKey) -> None:
+    def _forget_evicted(self, key: TransientKey, needing: str) -> None:
         model_id, number = key
-        self._models[model_id].versions.remove(number)
+        versions = self._models[model_id].versions
+        evicted = versions[number]
+        newest = evicted is versions.newest
+        versions.remove(number)
+        if needing == model_id:
+            return
+        self._evicted += 1
+        event = EVICTED_NEWEST if newest else EVICTED
+        if self._quota.allows(event, model_id):
+            log = self._logger.warning if newest else self._logger.info
+            log(event, model=model_id, version=number, needing=needing)
 
     # Lookups
 
@@ -404,32 +433,40 @@ async def open_registry(
     archive: Archive,
     *,
     cache_max_items: int,
+    cache_max_items_per_model: int = 0,
     cache_max_bytes: int,
     max_version_bytes: int = 0,
     clock: Callable[[], int] = time.time_ns,
     logger: Logger | None = None,
+    quota: LineQuota | None = None,
 ) -> AsyncIterator[Registry]:
     """The registry of an archive; closed with the context.
 
     Arguments:
         archive: where stored versions are.
         cache_max_items: how many transient versions there are at most.
+        cache_max_items_per_model: how many of them one model has at most; 0 for no such limit.
         cache_max_bytes: how many bytes of memory they take at most.
         max_version_bytes: how large a version may be; 0 for no limit.
         clock: nanoseconds since the Unix epoch, for versions without a timestamp.
-        logger: told when number ceilings could not be written back.
+        logger: told what an operator should know; by default nothing is logged.
+        quota: bounds the lines that clients can cause as often as they like.
     """
+    logger = logger or silent_logger()
     registry = Registry(
         archive,
         cache_max_items=cache_max_items,
+        cache_max_items_per_model=cache_max_items_per_model,
         cache_max_bytes=cache_max_bytes,
         max_version_bytes=max_version_bytes,
         clock=clock,
+        logger=logger,
+        quota=quota or LineQuota(logger),
     )
     try:
         yield registry
     finally:
         with trio.CancelScope(shield=True):  # close has a limit of its own
             left = await registry.close()
-        if left and logger is not None:
+        if left:
             logger.warning("number ceilings could not be written back, numbers will have a gap", models=left)

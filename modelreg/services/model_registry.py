@@ -169,6 +169,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             "versions": str(statistics.versions),
             "stored_bytes": str(statistics.stored_bytes),
             "transient_bytes": str(statistics.transient_bytes),
+            "evicted": str(statistics.evicted),
             "watchers": str(statistics.watchers),
             "damaged": str(statistics.damaged),
         }

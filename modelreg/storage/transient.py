@@ -1,7 +1,7 @@
 """Transient versions: their content in memory, bounded by count and by bytes; the least recently used goes first.
 
 Use is publishing or reading. The newest version of a model only goes when nothing else is left, so that "latest" stays true for as
-long as it can. Memory is freed when a version is gone and its last reader has done with it, and counts until then: one
+long as it can. A model that needs room gives up its own newest version before it takes that of another one. Memory is freed when a version is gone and its last reader has done with it, and counts until then: one
 that's being read doesn't go for the sake of memory.
 
 Small content is an object in memory, large content a file in memory (``memfd_create(2)``; where there is none, an unnamed
@@ -17,6 +17,7 @@ import resource
 import tempfile
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import attrs
@@ -52,6 +53,7 @@ class Content:
 @attrs.define(eq=False)
 class _Entry(Generic[Key]):
     key: Key
+    model: str
     content: Content
     used_at: int
     newest: bool
@@ -63,13 +65,23 @@ class TransientStore(Generic[Key]):
     Arguments:
         archive: whose blobs and upload buffers are shared.
         max_items: how many versions at most.
+        max_items_of_a_model: how many of them may be of one model; 0 for no such limit.
         max_bytes: how many bytes of memory at most, with uploads under way and with what readers have of versions that are gone.
-        evicted: told of each version that had to go, before anything else happens.
+        evicted: told of each version that had to go, and for which model, before anything else happens.
     """
 
-    def __init__(self, archive: Archive, *, max_items: int, max_bytes: int, evicted: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        max_items: int,
+        max_items_of_a_model: int = 0,
+        max_bytes: int,
+        evicted: Callable[[Key, str], None],
+    ) -> None:
         self._archive = archive
         self._max_items = max_items
+        self._max_items_of_a_model = max_items_of_a_model
         self._max_bytes = max_bytes
         self._evicted = evicted
         self._bytes = 0
@@ -78,6 +90,8 @@ class TransientStore(Generic[Key]):
         self._max_files = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_SHARE)
         self._clock = 0
         self._entries: dict[Key, _Entry[Key]] = {}
+        # Those of each model, in the order in which they were put.
+        self._models: dict[str, dict[Key, _Entry[Key]]] = {}
         # Least recently used first; keyed by the time of last use, in uses.
         self._newest: SortedDict[int, _Entry[Key]] = SortedDict()
         self._others: SortedDict[int, _Entry[Key]] = SortedDict()
@@ -96,8 +110,8 @@ class TransientStore(Generic[Key]):
         return self._bytes
 
     @asynccontextmanager
-    async def incoming(self, size: int) -> AsyncIterator[TransientIncoming[Key]]:
-        """A place for *size* bytes of content; what hasn't been put when the context ends leaves no trace.
+    async def incoming(self, size: int, model: str) -> AsyncIterator[TransientIncoming[Key]]:
+        """A place for *size* bytes of content for a model; what hasn't been put when the context ends leaves no trace.
 
         Raises:
             ResourceExhausted: that much never fits.
@@ -107,7 +121,7 @@ class TransientStore(Generic[Key]):
             raise ResourceExhausted(msg)
         with self._archive.small_writer(size) as gathering:
             if gathering is not None:
-                small = _SmallIncoming(self, gathering)
+                small = _SmallIncoming(self, model, gathering)
                 try:
                     yield small
                 finally:
@@ -117,7 +131,7 @@ class TransientStore(Generic[Key]):
         taken = False
         try:
             async with self._archive.file_writer(fd) as writer:
-                large = _LargeIncoming(self, writer, fd)
+                large = _LargeIncoming(self, model, writer, fd)
                 try:
                     yield large
                 finally:
@@ -133,18 +147,22 @@ class TransientStore(Generic[Key]):
         Raises:
             ResourceExhausted: it's in a file, and readers hold all the files that there may be.
         """
-        content = incoming.take()
+        content, model = incoming.take(), incoming.model
         self._bytes += content.in_memory
         self._files += content.fd is not None
         try:
-            self._keep_files_for_others()
+            self._keep_files_for_others(model)
         except ResourceExhausted:
             self.release(content)
             raise
+        own = self._models.get(model, {})
+        while own and 0 < self._max_items_of_a_model <= len(own):
+            self._let_go(min(own.values(), key=lambda entry: entry.used_at), model)
         while self._entries and len(self._entries) >= self._max_items:
-            self._evict(lambda _: True)
-        entry = _Entry(key, content, self._now(), newest=True)
+            self._evict(lambda _: True, model)
+        entry = _Entry(key, model, content, self._now(), newest=True)
         self._entries[key] = entry
+        self._models.setdefault(model, {})[key] = entry
         self._newest[entry.used_at] = entry
 
     def demote(self, key: Key) -> None:
@@ -158,6 +176,10 @@ class TransientStore(Generic[Key]):
     def remove(self, key: Key) -> None:
         """Drop a version; whoever reads it still can."""
         entry = self._entries.pop(key)
+        own = self._models[entry.model]
+        del own[key]
+        if not own:
+            del self._models[entry.model]
         del self._row(entry)[entry.used_at]
         self.release(entry.content)
 
@@ -188,13 +210,13 @@ class TransientStore(Generic[Key]):
         for key in list(self._entries):
             self.remove(key)
 
-    def reserve(self, size: int) -> None:
-        """Make room for bytes that are about to arrive.
+    def reserve(self, size: int, model: str) -> None:
+        """Make room for bytes that are about to arrive for a model.
 
         Raises:
             ResourceExhausted: there's no room to be made: readers and uploads under way take it all.
         """
-        self._make_room(size)
+        self._make_room(size, model)
         self._arriving += size
 
     def unreserve(self, size: int) -> None:
@@ -215,39 +237,44 @@ class TransientStore(Generic[Key]):
         self._clock += 1
         return self._clock
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, model: str) -> None:
         while self._bytes + self._arriving + size > self._max_bytes:
-            if not self._evict(lambda content: content.users == 1 and content.in_memory > 0):
+            if not self._evict(lambda content: content.users == 1 and content.in_memory > 0, model):
                 msg = (
                     f"downloads and uploads under way take all the memory for transient versions ({self._max_bytes} bytes): "
                     "try again when they have ended, or raise --cache_max_bytes"
                 )
                 raise ResourceExhausted(msg)
 
-    def _keep_files_for_others(self) -> None:
+    def _keep_files_for_others(self, model: str) -> None:
         while self._files > self._max_files:
-            if not self._evict(lambda content: content.users == 1 and content.fd is not None):
+            if not self._evict(lambda content: content.users == 1 and content.fd is not None, model):
                 msg = (
                     f"downloads under way take all the files for large transient versions ({self._max_files}): "
                     "try again when they have ended, or raise the limit of open files (ulimit -n)"
                 )
                 raise ResourceExhausted(msg)
 
-    def _evict(self, helps: Callable[[Content], bool]) -> bool:
-        """Let the first version go whose going helps; whether there's one."""
-        entries = (entry for row in (self._others, self._newest) for entry in row.values())
-        key = next((entry.key for entry in entries if helps(entry.content)), None)
-        if key is None:
+    def _evict(self, helps: Callable[[Content], bool], model: str) -> bool:
+        """Let the first version go whose going helps *model*; whether there's one."""
+        own = reversed(self._models.get(model, {}).values())  # its newest version comes first
+        entries = chain(self._others.values(), islice(own, 1), self._newest.values())
+        entry = next((entry for entry in entries if helps(entry.content)), None)
+        if entry is None:
             return False
-        self._evicted(key)
-        self.remove(key)
+        self._let_go(entry, model)
         return True
+
+    def _let_go(self, entry: _Entry[Key], model: str) -> None:
+        self._evicted(entry.key, model)
+        self.remove(entry.key)
 
 
 class TransientIncoming(Generic[Key]):
     """Content on its way into memory; made by :meth:`TransientStore.incoming` only."""
 
-    def __init__(self, store: TransientStore[Key], writer: ContentWriter) -> None:
+    def __init__(self, store: TransientStore[Key], model: str, writer: ContentWriter) -> None:
+        self.model = model
         self._store = store
         self._writer = writer
         self._reserved = 0
@@ -282,7 +309,7 @@ class TransientIncoming(Generic[Key]):
     def _reserve(self, coming: int) -> None:
         missing = self._received + coming - self._reserved
         if missing > 0:
-            self._store.reserve(missing)
+            self._store.reserve(missing, self.model)
             self._reserved += missing
 
     async def finish(self) -> bytes:
@@ -306,8 +333,8 @@ class TransientIncoming(Generic[Key]):
 
 
 class _SmallIncoming(TransientIncoming[Key]):
-    def __init__(self, store: TransientStore[Key], writer: MemoryWriter) -> None:
-        super().__init__(store, writer)
+    def __init__(self, store: TransientStore[Key], model: str, writer: MemoryWriter) -> None:
+        super().__init__(store, model, writer)
         self._data = writer.data
 
     def _content(self, size: int) -> Content:
@@ -315,8 +342,8 @@ class _SmallIncoming(TransientIncoming[Key]):
 
 
 class _LargeIncoming(TransientIncoming[Key]):
-    def __init__(self, store: TransientStore[Key], writer: FileWriter, fd: int) -> None:
-        super().__init__(store, writer)
+    def __init__(self, store: TransientStore[Key], model: str, writer: FileWriter, fd: int) -> None:
+        super().__init__(store, model, writer)
         self._fd = fd
         self.taken = False
 

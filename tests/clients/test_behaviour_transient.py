@@ -180,3 +180,44 @@ def test_deleting_a_model_frees_its_memory(start_server: StartServer) -> None:
         assert calls.status("transient_bytes") == {"transient_bytes": "0"}
         publish(calls, "b", 2)
         assert calls.numbers("b") == [1, 2]
+
+
+def test_no_model_pushes_out_the_newest_version_of_another_one_to_replace_its_own(start_server: StartServer) -> None:
+    server = start_server(f"--cache_max_bytes={10 * MIB}", "--cache_max_items=5")
+    with connected(server.address) as calls:
+        for model_id in ("a", "b"):
+            calls.create(model_id)
+            publish(calls, model_id, 1, 4 * MIB)
+        publish(calls, "b", 3, 4 * MIB)
+        assert (calls.numbers("a"), calls.numbers("b")) == ([1], [4])
+        publish(calls, "b", 10)
+        assert (calls.numbers("a"), calls.numbers("b")) == ([1], [11, 12, 13, 14])
+        assert calls.status("evicted") == {"evicted": "0"}
+
+
+def test_a_version_that_goes_for_another_model_is_logged_and_counted(start_server: StartServer) -> None:
+    server = start_server("--cache_max_items=2")
+    with connected(server.address) as calls:
+        for model_id in ("a", "b", "c"):
+            calls.create(model_id)
+        publish(calls, "a", 2)
+        publish(calls, "b", 1)
+        line = server.wait_for_log("evicted a version to make room for another model")
+        assert (line["level"], line["model"], line["version"], line["needing"]) == ("info", "a", 1, "b")
+        publish(calls, "c", 1)
+        line = server.wait_for_log(
+            "evicted the newest version of a model to make room for another model, as nothing else was left: "
+            "raise --cache_max_items or --cache_max_bytes"
+        )
+        assert (line["level"], line["model"], line["version"], line["needing"]) == ("warning", "a", 2, "c")
+        assert calls.status("evicted") == {"evicted": "2"}
+        assert (calls.numbers("a"), calls.numbers("b"), calls.numbers("c")) == ([], [1], [1])
+
+
+def test_cache_max_items_per_model(start_server: StartServer) -> None:
+    with connected(start_server("--cache_max_items=4", "--cache_max_items_per_model=2").address) as calls:
+        for model_id in ("a", "b"):
+            calls.create(model_id)
+        publish(calls, "a", 2)
+        publish(calls, "b", 5)
+        assert (calls.numbers("a"), calls.numbers("b")) == ([1, 2], [4, 5])

@@ -22,6 +22,7 @@ from modelreg.errors import (
     StorageFailed,
     Unavailable,
 )
+from modelreg.log import LineQuota, silent_logger
 from modelreg.registry import registry as registry_module
 from modelreg.registry.numbers import BLOCK
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
@@ -59,7 +60,13 @@ async def registry_at(
     async with archive_at(path) as archive:
         if crash:
             yield Registry(
-                archive, cache_max_items=max_items, cache_max_bytes=max_bytes, max_version_bytes=0, clock=lambda: NOW
+                archive,
+                cache_max_items=max_items,
+                cache_max_bytes=max_bytes,
+                max_version_bytes=0,
+                clock=lambda: NOW,
+                logger=silent_logger(),
+                quota=LineQuota(silent_logger()),
             )
         else:
             async with open_registry(

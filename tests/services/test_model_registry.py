@@ -58,6 +58,7 @@ async def test_status_of_a_star_is_all_there_is(
         "versions": "0",
         "stored_bytes": "0",
         "transient_bytes": "0",
+        "evicted": "0",
         "watchers": "0",
         "damaged": "0",
     }

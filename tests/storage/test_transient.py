@@ -59,8 +59,21 @@ async def descriptors(archive: Archive) -> AsyncIterator[None]:
 uses_descriptors = pytest.mark.usefixtures("descriptors")
 
 
-def store_of(archive: Archive, evicted: list[str], *, max_items: int = 100, max_bytes: int = 100 << 20) -> Store:
-    return TransientStore(archive, max_items=max_items, max_bytes=max_bytes, evicted=evicted.append)
+def store_of(
+    archive: Archive,
+    evicted: list[str],
+    *,
+    max_items: int = 100,
+    max_bytes: int = 100 << 20,
+    max_items_of_a_model: int = 0,
+) -> Store:
+    return TransientStore(
+        archive,
+        max_items=max_items,
+        max_items_of_a_model=max_items_of_a_model,
+        max_bytes=max_bytes,
+        evicted=lambda key, _: evicted.append(key),
+    )
 
 
 @asynccontextmanager
@@ -71,8 +84,9 @@ async def archive_without_disk() -> AsyncIterator[Archive]:
         yield Archive(layout, threads, BlobStore(layout, threads, silent_logger()), [], nursery, 64 << 20)
 
 
-async def put(transient: Store, key: str, content: bytes) -> None:
-    async with transient.incoming(len(content)) as incoming:
+async def put(transient: Store, key: str, content: bytes, model: str | None = None) -> None:
+    """Add a version, where it isn't said otherwise of a model of its own."""
+    async with transient.incoming(len(content), model or key) as incoming:
         await incoming.write(memoryview(content))
         assert await incoming.finish() == hashlib.sha256(content).digest()
         transient.put(key, incoming)
@@ -233,7 +247,7 @@ async def test_more_than_all_memory_is_refused_before_a_byte_came(archive: Archi
     transient = store_of(archive, evicted, max_bytes=1000)
     await put(transient, "a", pattern(1000))
     with pytest.raises(ResourceExhausted, match="--cache_max_bytes"):
-        async with transient.incoming(1001):
+        async with transient.incoming(1001, "m"):
             raise AssertionError("not to be reached")
     assert not evicted
 
@@ -243,7 +257,7 @@ async def test_room_for_what_comes_is_made_before_it_comes(archive: Archive) -> 
     evicted: list[str] = []
     transient = store_of(archive, evicted, max_bytes=500_000)
     await put(transient, "a", pattern(1000))
-    async with transient.incoming(499_500) as first, transient.incoming(300_000) as second:
+    async with transient.incoming(499_500, "m") as first, transient.incoming(300_000, "m") as second:
         assert first.room(400_000) is not None
         assert not evicted
         first.filled(400_000)
@@ -265,12 +279,12 @@ async def test_uploads_under_way_count(archive: Archive) -> None:
     evicted: list[str] = []
     transient = store_of(archive, evicted, max_bytes=1000)
     await put(transient, "a", pattern(300))
-    async with transient.incoming(900) as first:
+    async with transient.incoming(900, "m") as first:
         await first.write(memoryview(bytes(600)))
         assert not evicted
         await first.write(memoryview(bytes(200)))
         assert evicted == ["a"]
-        async with transient.incoming(900) as second:
+        async with transient.incoming(900, "m") as second:
             await second.write(memoryview(bytes(200)))
             with pytest.raises(ResourceExhausted, match=r"uploads under way.*--cache_max_bytes"):
                 await second.write(memoryview(bytes(1)))
@@ -287,7 +301,7 @@ async def test_an_upload_that_is_not_put_leaves_no_trace(size: int, archive: Arc
     transient = store_of(archive, [])
 
     async def work() -> None:
-        async with transient.incoming(size) as incoming:
+        async with transient.incoming(size, "m") as incoming:
             await incoming.write(memoryview(pattern(size)))
             await incoming.finish()
 
@@ -329,6 +343,35 @@ async def test_the_newest_of_a_model_goes_when_nothing_else_is_left(archive: Arc
     assert evicted == ["another's"]
     await put(transient, "y", b"")
     assert evicted == ["another's", "newest of one"]
+
+
+@uses_descriptors
+@pytest.mark.parametrize("size", [600, LARGE])
+async def test_a_model_gives_up_its_own_newest_before_that_of_another(archive: Archive, size: int) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_bytes=2 * size)
+    await put(transient, "a's", pattern(size), model="a")
+    await put(transient, "b's", pattern(size), model="b")
+    await put(transient, "b's next", pattern(size), model="b")  # which may come before b's newest is known to be old
+    assert evicted == ["b's"]
+    transient.close()
+
+
+@uses_descriptors
+async def test_a_model_may_have_so_many_and_its_own_go_first(archive: Archive) -> None:
+    evicted: list[str] = []
+    transient = store_of(archive, evicted, max_items=10, max_items_of_a_model=2)
+    await put(transient, "other", b"", model="other")
+    for key in "abcd":
+        await put(transient, key, b"", model="m")
+        transient.demote(key)
+        if key == "b":
+            read(transient, archive, "a")
+    assert evicted == ["b", "a"]
+    transient.remove("c")
+    await put(transient, "e", b"", model="m")
+    assert evicted == ["b", "a"]
+    assert len(transient) == 3
 
 
 @uses_descriptors
@@ -422,7 +465,7 @@ def test_like_a_plain_cache(steps: list[tuple[str, int]], max_items: int, max_by
                     with pytest.raises(ResourceExhausted):
                         await put(transient, str(number), content)
             elif step == "abandon":
-                async with transient.incoming(0) as incoming:
+                async with transient.incoming(0, "m") as incoming:
                     await incoming.finish()
             elif step == "use" and key is not None:
                 readers.append((int(key), transient.use(key)))

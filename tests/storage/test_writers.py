@@ -115,8 +115,10 @@ async def into_archive(directory: Path, size: int, budget: Budget) -> AsyncItera
 async def into_memory(directory: Path, size: int, budget: Budget) -> AsyncIterator[Written]:
     async with archive_at(directory) as archive:
         use_budget(archive, budget)
-        store: TransientStore[str] = TransientStore(archive, max_items=10, max_bytes=100 << 20, evicted=lambda _: None)
-        async with store.incoming(size) as incoming:
+        store: TransientStore[str] = TransientStore(
+            archive, max_items=10, max_bytes=100 << 20, evicted=lambda _, __: None
+        )
+        async with store.incoming(size, "m") as incoming:
 
             def read() -> bytes:
                 store.put("key", incoming)
