@@ -23,6 +23,18 @@ from modelreg.transport import FileMessage, LandsData, Request
 # The release of the interface that this is.
 COGMENT_API_VERSION = "2.22.0"
 
+# What Version answers. Package metadata is a file on the disk, so it is read once, when the server starts.
+VERSIONS = common_pb2.VersionInfo(
+    versions=[
+        common_pb2.VersionInfo.Version(name=name, version=version)
+        for name, version in (
+            ("cogment-api", COGMENT_API_VERSION),
+            ("grpc", f"purerpc {importlib.metadata.version('purerpc')}"),
+            ("modelreg", __version__),
+        )
+    ]
+)
+
 # The highest that Status says of a machine that can be used; 255 is "can serve nobody".
 HIGHEST_LOAD = 254
 
@@ -144,14 +156,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                 yield api.VersionUpdateReply(version_info=version_message(version))
 
     async def Version(self, message: common_pb2.VersionRequest) -> common_pb2.VersionInfo:
-        versions = {
-            "cogment-api": COGMENT_API_VERSION,
-            "grpc": f"purerpc {importlib.metadata.version('purerpc')}",
-            "modelreg": __version__,
-        }
-        return common_pb2.VersionInfo(
-            versions=[common_pb2.VersionInfo.Version(name=name, version=version) for name, version in versions.items()]
-        )
+        return VERSIONS
 
     async def Status(  # type: ignore[override]  # purerpc passes the request on to whoever names it
         self, message: common_pb2.StatusRequest, request: Request
@@ -190,6 +195,12 @@ def data_chunk_prefix(size: int) -> bytes:
 
 
 def overall_load() -> int:
-    """The machine's load over the last minute in percent of its cores, 254 at most."""
-    load, _, _ = os.getloadavg()
+    """The machine's load over the last minute in percent of its cores, 254 at most.
+
+    Reading it takes a descriptor. A server that has none left can't take more work, so it says 254.
+    """
+    try:
+        load, _, _ = os.getloadavg()
+    except OSError:
+        return HIGHEST_LOAD
     return min(round(load / (os.cpu_count() or 1) * 100), HIGHEST_LOAD)

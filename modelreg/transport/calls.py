@@ -32,9 +32,6 @@ from .streams import Stream
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-REPLIES_PER_TURN = 64
-"""Replies taken from a handler before other tasks get their turn."""
-
 STREAM_BACKLOG = 64 * 1024
 """A reply generator is asked for more while less than this is queued for its stream ..."""
 
@@ -90,6 +87,7 @@ class Call:
         admit: Callable[[Request], None] | None,
         max_message_bytes: int,
         allowance: Allowance,
+        turn_over: Callable[[], bool],
         logger: Logger,
         failed: Callable[[Request, int, str], object],
     ) -> None:
@@ -101,6 +99,7 @@ class Call:
         self._admit = admit
         self._max_message_bytes = max_message_bytes
         self._allowance = allowance
+        self._turn_over = turn_over
         self._logger = logger
         self._failed = failed
         self._room = Signal()
@@ -108,7 +107,6 @@ class Call:
         timeout = stream.request.timeout
         self._scope = trio.CancelScope(deadline=float("inf") if timeout is None else trio.current_time() + timeout)
         self._verdict: tuple[StatusCode, str] = (StatusCode.DEADLINE_EXCEEDED, "the call's deadline is over")
-        self._replies_left = REPLIES_PER_TURN
 
     def cancel(self, code: StatusCode, message: str) -> None:
         """Stop the handler; the status is for a client that is still there."""
@@ -149,7 +147,7 @@ class Call:
         request = self.stream.request
         if self._admit is not None:
             self._admit(request)
-        requests = Requests(self._core, self.stream, self._messages())
+        requests = Requests(self._core, self.stream, self._messages(), self._turn_over)
         try:
             argument: object = requests if method.request_stream else await requests.only()
             if method.reply_stream:
@@ -189,9 +187,7 @@ class Call:
             return
         while stream.out_bytes and (stream.out_bytes > STREAM_BACKLOG or core.outbound.buffered > CONNECTION_BACKLOG):
             await self._room.wait()
-        self._replies_left -= 1
-        if self._replies_left < 0:
-            self._replies_left = REPLIES_PER_TURN
+        if self._turn_over():
             await trio.lowlevel.checkpoint()
 
     async def _sent(self) -> None:

@@ -28,6 +28,7 @@ from .outbound import Plan
 from .requests import Request
 from .signals import Signal
 from .streams import Stream
+from .turns import Share, Turns
 from .wire import LOST, prefetch, wire_for
 
 CONGESTED = 1 << 20
@@ -35,9 +36,6 @@ CONGESTED = 1 << 20
 
 BEHIND = 4096
 """What is received of what comes behind a payload that has gone where it goes: the beginning of the next, as a rule."""
-
-BYTES_PER_TURN = 512 * 1024
-"""Payload received where it goes before other tasks get their turn."""
 
 LINGER_BYTES = 256 * 1024
 """What is still read, and dropped, from a peer that was told GOAWAY."""
@@ -47,10 +45,6 @@ DRAIN_PATIENCE = 1.0
 
 FLUSH_TIMEOUT = 2.0
 """Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
-
-
-STOPPED_PER_TURN = 100
-"""Calls that are cancelled before other tasks get their turn."""
 
 
 class Shared:
@@ -75,6 +69,7 @@ class Shared:
         self.windows = Allowance(limits.window_pool)
         self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))
         self.prefetches = trio.CapacityLimiter(4)
+        self.turns = Turns()
         self.calls_total = 0
 
 
@@ -90,6 +85,8 @@ class Connection:
         self._drained = Signal()  # the writer has sent what congested the connection
         self.core.outbound.wake = self._writable.set
         self._nursery: trio.Nursery | None = None
+        self._turns = shared.turns
+        self._share = Share()
         self._gate = Gate(self.core)
         self._plan: Plan | None = None  # what is being written
         self._flushed = trio.Event()  # the last byte was written
@@ -103,10 +100,13 @@ class Connection:
 
     async def run(self) -> None:
         """Serve until either side ends it."""
+        await self._turns.run(self._share, self._serve)
+
+    async def _serve(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._turns.run, self._share, self._write)
                 try:
                     await self._read()
                 except ConnectionFault as fault:
@@ -134,7 +134,6 @@ class Connection:
         buffer = pool.take()
         used = 0
         rested = True  # have other tasks had their turn since something was taken in?
-        landed = 0  # bytes, since they had their turn
         try:
             while True:
                 if core.outbound.urgent_bytes > CONGESTED:
@@ -153,7 +152,6 @@ class Connection:
                     count = wire.receive_into(room, buffer.view[used : used + BEHIND])
                 if count is None:
                     rested = True
-                    landed = 0
                     if buffer.refs > 1:
                         await wire.wait_readable()
                     else:  # a connection that waits needs no buffer
@@ -170,13 +168,10 @@ class Connection:
                     self._heard = trio.current_time()
                     core.landed(size, self._heard)
                     self._start_calls()
-                    landed += count
                     count -= size
-                    rested = rested and landed < BYTES_PER_TURN
-                if not rested:
+                if not rested or self._turns.over():
                     await trio.lowlevel.checkpoint()
                     rested = True
-                    landed = 0
                 if count:
                     data = buffer.view[used : used + count]
                     used += count
@@ -184,7 +179,6 @@ class Connection:
                     rested = buffer.refs > 1
                     if rested:  # let the handlers have what was received, then its memory can be used again
                         await trio.lowlevel.checkpoint()
-                        landed = 0
         except LOST:
             pass
         finally:
@@ -199,7 +193,8 @@ class Connection:
             if taken == len(data):
                 break
             data = data[taken:]
-            await trio.lowlevel.checkpoint()
+            if self._turns.over():
+                await trio.lowlevel.checkpoint()
         if not core.splitter.inside_control:
             self._partial_since = None
         elif self._partial_since is None or core.splitter.completed != self._partial_of:
@@ -235,12 +230,13 @@ class Connection:
                 shared.admit,
                 limit,
                 shared.messages,
+                self._turns.over,
                 shared.logger,
                 shared.failed,
             )
             self.calls[stream.id] = call
             shared.calls_total += 1
-            nursery.start_soon(self._run, call, name=path)
+            nursery.start_soon(self._turns.run, self._share, self._run, call, name=path)
 
     async def _run(self, call: Call) -> None:
         try:
@@ -307,7 +303,7 @@ class Connection:
     def _warm(self) -> None:
         assert self._nursery is not None
         for stream in self.core.outbound.cold:
-            self._nursery.start_soon(self._prefetch, stream)
+            self._nursery.start_soon(self._turns.run, self._share, self._prefetch, stream)
         self.core.outbound.cold.clear()
 
     async def _prefetch(self, stream: Stream) -> None:
@@ -342,10 +338,10 @@ class Connection:
                 pass
 
     async def _stop_calls(self, code: StatusCode, message: str) -> None:
-        """Cancel the calls, a few at a time: what thousands do at their end would hold up everybody if they did it in one turn."""
-        for number, call in enumerate(list(self.calls.values()), 1):
+        """Cancel the calls, a few at a time: there may be thousands."""
+        for call in list(self.calls.values()):
             call.cancel(code, message)
-            if number % STOPPED_PER_TURN == 0:
+            if self._turns.over():
                 await trio.lowlevel.checkpoint()
 
     def _cancel(self) -> None:

@@ -30,11 +30,6 @@ from .streams import SMALL_PAYLOAD, Stream
 LAND_FROM = 64 * 1024
 """Data that is due, from which on it pays to receive it by itself where it goes: below, a copy costs less than a system call."""
 
-ITEMS_PER_TURN = 64
-"""Items a handler is given before other tasks get their turn."""
-
-BYTES_PER_TURN = 1 << 20
-
 
 class Destination(Protocol):
     """Where data goes. Neither method waits, nor raises."""
@@ -60,17 +55,22 @@ class LandsData(ABC):
 class Requests(LandsData):
     """The request messages of a call, as an async iterator: protobuf messages, or the items of a `MessageDecoder`."""
 
-    def __init__(self, core: Core, stream: Stream, messages: WholeMessages | StreamedMessages) -> None:
+    def __init__(
+        self,
+        core: Core,
+        stream: Stream,
+        messages: WholeMessages | StreamedMessages,
+        turn_over: Callable[[], bool],
+    ) -> None:
         self._core = core
         self._stream = stream
         self._messages = messages
+        self._turn_over = turn_over
         self._signal = Signal()
         stream.wake_reader = self._signal.set
         self._items: Iterator[object] | None = None
         self._release: Callable[[], None] | None = None
         self._size = 0
-        self._items_left = ITEMS_PER_TURN
-        self._bytes_left = BYTES_PER_TURN
         self._destination: Destination | None = None
 
     def __aiter__(self) -> Requests:
@@ -82,22 +82,16 @@ class Requests(LandsData):
             items = self._items
             if items is not None:
                 for item in items:
-                    if item is PAUSE:
+                    if self._turn_over():
                         await trio.lowlevel.checkpoint()
-                        continue
-                    self._items_left -= 1
-                    if self._items_left < 0 or self._bytes_left < 0:
-                        self._items_left = ITEMS_PER_TURN
-                        self._bytes_left = BYTES_PER_TURN
-                        await trio.lowlevel.checkpoint()
-                    return item
+                    if item is not PAUSE:
+                        return item
                 self._let_go()
                 self._core.consumed(stream, self._size)
             if stream.inbox:
                 chunk, buffer = stream.inbox.popleft()
                 self._size = size = len(chunk)
                 stream.buffered -= size
-                self._bytes_left -= size
                 items = self._messages.decode(memoryview(chunk))
                 if self._destination is None:
                     self._items = items
@@ -106,15 +100,12 @@ class Requests(LandsData):
                 self._pass(items, size, buffer)
                 if buffer is not None:
                     buffer.release()
-                if self._bytes_left < 0:
-                    self._bytes_left = BYTES_PER_TURN
+                if self._turn_over():
                     await trio.lowlevel.checkpoint()
             elif stream.remote_ended:
                 self._messages.finish()
                 raise StopAsyncIteration
             else:
-                self._items_left = ITEMS_PER_TURN
-                self._bytes_left = BYTES_PER_TURN
                 await self._signal.wait()
 
     async def only(self) -> object:

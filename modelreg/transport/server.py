@@ -14,6 +14,7 @@ from .connection import Connection, Shared
 from .limits import Limits
 from .messages import MessageDecoder
 from .requests import Request
+from .turns import Share
 
 ACCEPT_PAUSE = 0.1
 """Seconds without accepting after accept() has failed, as it does when descriptors or memory are used up."""
@@ -83,9 +84,9 @@ class Server:
 
         Cancelling it closes every connection at once.
         """
-        async with trio.open_nursery() as nursery:
+        async with self._shared.turns.kept(), trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._shared.turns.run, Share(), self._keep_time)
             async with trio.open_nursery() as accepting:
                 for listener in listeners:
                     accepting.start_soon(self._accept, listener, nursery)
@@ -176,3 +177,5 @@ class Server:
             now = trio.current_time()
             for connection in list(self._connections):
                 connection.check(now)
+                if self._shared.turns.over():
+                    await trio.lowlevel.checkpoint()

@@ -42,6 +42,17 @@ async def servicer(tmp_path: Path) -> AsyncIterator[ModelRegistryServicer]:
 # Status
 
 
+async def test_status_answers_without_a_descriptor_left(
+    servicer: ModelRegistryServicer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> tuple[float, float, float]:
+        raise OSError
+
+    monkeypatch.setattr(os, "getloadavg", fail)
+    reply = await servicer.Status(common_pb2.StatusRequest(names=["overall_load"]), request=NO_REQUEST)
+    assert dict(reply.statuses) == {"overall_load": "254"}
+
+
 async def test_status_without_names_asks_for_nothing(servicer: ModelRegistryServicer) -> None:
     assert await servicer.Status(common_pb2.StatusRequest(), request=NO_REQUEST) == common_pb2.StatusReply()
 

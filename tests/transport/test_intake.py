@@ -97,7 +97,9 @@ def _land_from_the_first_byte_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def upload(place: Place) -> Upload:
     core = make(Limits(stream_window=1 << 20, max_stream_window=1 << 20))
     (stream,) = feed(core, OPEN)
-    return Upload(core, stream, Requests(core, stream, StreamedMessages(Pieces(), None, Allowance(0))), place)
+    return Upload(
+        core, stream, Requests(core, stream, StreamedMessages(Pieces(), None, Allowance(0)), lambda: False), place
+    )
 
 
 def frames_of(content: bytes, sizes: Sequence[int]) -> bytes:
