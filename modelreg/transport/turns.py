@@ -69,7 +69,8 @@ class Turns:
 
     async def run(self, share: Share, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
         """Run an async function, each of its steps in its turn."""
-        return await self._drive(share, function(*args))
+        result: T = await self._drive(share, function(*args))
+        return result
 
     @types.coroutine
     def _drive(self, share: Share, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
