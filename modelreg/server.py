@@ -22,6 +22,7 @@ from modelreg.credentials import Credentials
 from modelreg.directory import stay_registered
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import LineQuota, Logger, open_log
+from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
 from modelreg.services import Audit, Readiness, admission, build_services, streamed
@@ -159,6 +160,7 @@ async def serve(
             nursery.start_soon(stay_registered, settings, port, stopping, logger)
             async with trio.open_nursery() as beside:
                 beside.start_soon(_renew, quota)
+                beside.start_soon(tell_damage, registry, readiness.changed, logger)
                 if settings.scrub_bytes_per_second:
                     beside.start_soon(scrub, registry, archive, settings.scrub_bytes_per_second, logger)
                 await _wait_for_either(stop, archive.threads.failed)

@@ -37,9 +37,13 @@ def models_command(session: Session) -> None:
 @model_argument
 @connecting
 def versions_command(session: Session, model: str) -> None:
-    """List the versions of MODEL that are available."""
-    documents = [version_document(info) for info in session.registry.list_iterations(model)]
-    session.output.table(documents, VERSION_COLUMNS)
+    """List the versions of MODEL that are available, and say which of them are damaged."""
+    infos = session.registry.list_iterations(model)
+    damaged = _damaged(session, model)
+    documents = [_with_damage(info, damaged) for info in infos]
+    session.output.table(documents, (*VERSION_COLUMNS, "damaged") if damaged else VERSION_COLUMNS)
+    if damaged:
+        session.output.note("the data of damaged versions is lost until the same content is stored again")
 
 
 @click.command("show", cls=Versioned)
@@ -58,16 +62,18 @@ def show_command(session: Session, model: str, version: int | None) -> None:
         found = registry.get_iteration_info(model, version)
         if found is None:
             raise NotFound(f"model {model!r} has no version" + (f" {version}" if version != -1 else ""))
-        session.output.record(version_document(found))
+        session.output.record(_with_damage(found, _damaged(session, model)))
         return
     info = _existing(session, model)
     versions = registry.list_iterations(model)
+    damaged = _damaged(session, model)
     session.output.record(
         {
             **model_document(info),
             "versions": len(versions),
             "stored_versions": sum(version.stored for version in versions),
-            "latest": version_document(versions[-1]) if versions else None,
+            "damaged_versions": len(damaged),
+            "latest": _with_damage(versions[-1], damaged) if versions else None,
         }
     )
 
@@ -165,6 +171,16 @@ def _agreed(deletion: _Deletion, caution: str) -> bool:
             f"name, run 'modelreg rm {deletion.model} --yes'"
         )
     raise click.UsageError(f"there is no terminal to ask on whether to delete {deletion}: give --yes")
+
+
+def _damaged(session: Session, model: str) -> set[int]:
+    """The numbers of a model's versions whose data is damaged or missing, as far as the registry knows."""
+    name = f"damaged_versions:{model}"
+    return set(map(int, session.registry.status(name).get(name, "").split()))
+
+
+def _with_damage(info: ModelIterationInfo, damaged: set[int]) -> dict[str, object]:
+    return {**version_document(info), "damaged": info.iteration in damaged}
 
 
 def _existing(session: Session, model: str) -> ModelInfo:

@@ -6,6 +6,9 @@ import click
 
 from modelreg.cli.remote import Session, connecting
 
+# As the registry calls it: a line for each, with tabs, and perhaps one that says how many more there are.
+DAMAGED_VERSIONS = "damaged_versions"
+
 
 @click.command("status")
 @connecting
@@ -13,12 +16,24 @@ def status_command(session: Session) -> None:
     """Show what the registry says of itself: its version, how much it holds, and its load."""
     versions = session.registry.versions()
     statuses = session.registry.status("*")
-    session.output.record(
+    damaged = statuses.pop(DAMAGED_VERSIONS, "").splitlines()
+    session.output.report(
         {
             "software": dict(sorted(versions.items())),
             "status": {name: _number(statuses[name]) for name in sorted(statuses)},
-        }
+            DAMAGED_VERSIONS: [_damaged(line) for line in damaged if "\t" in line],
+        },
+        DAMAGED_VERSIONS,
+        ("model", "version", "sha256"),
     )
+    if damaged:
+        more = "".join(f" {line}" for line in damaged if "\t" not in line)
+        session.output.note(f"damaged versions are listed{more}: storing the same content again heals them")
+
+
+def _damaged(line: str) -> dict[str, object]:
+    model, number, sha256 = line.split("\t")
+    return {"model": model, "version": int(number), "sha256": sha256}
 
 
 def _number(text: str) -> int | str:

@@ -239,6 +239,17 @@ class Registry:
         for model in self._models.values():
             model.changed.ring()
 
+    @property
+    def damaged(self) -> frozenset[bytes]:
+        """The SHA-256 of stored contents that are known to be damaged, and haven't been healed or deleted."""
+        return frozenset(self._archive.blobs.damaged)
+
+    def has_damaged_content(self, version: VersionInfo) -> bool:
+        """Return whether a version can't be read, as far as that is known."""
+        return version.digest in self._archive.blobs.damaged and (
+            version.stored or self._transient.is_in_archive((version.model_id, version.number))
+        )
+
     def is_damaged(self) -> bool:
         """Whether any stored content is known to be damaged, and hasn't been healed or deleted."""
         return bool(self._archive.blobs.damaged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, nullcontext
 
@@ -17,6 +16,7 @@ from modelreg.services import handles
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
 from modelreg.services.messages import model_message, upload_header, version_message
+from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
 from modelreg.transport import FileMessage, LandsData, Request
 
@@ -34,12 +34,6 @@ VERSIONS = common_pb2.VersionInfo(
         )
     ]
 )
-
-# The highest that Status says of a machine that can be used; 255 is "can serve nobody".
-HIGHEST_LOAD = 254
-
-# The one status that needs no token.
-OVERALL_LOAD = "overall_load"
 
 ReplyChunk = api.RetrieveVersionDataReplyChunk
 
@@ -167,22 +161,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             return common_pb2.StatusReply(statuses={OVERALL_LOAD: str(overall_load())})
         if (tokens := self._tokens()) is not None:
             tokens.check(request, writes=False)
-        statistics = self._registry.statistics()
-        known = {
-            OVERALL_LOAD: str(overall_load()),
-            "models": str(statistics.models),
-            "versions": str(statistics.versions),
-            "stored_bytes": str(statistics.stored_bytes),
-            "transient_bytes": str(statistics.transient_bytes),
-            "evicted": str(statistics.evicted),
-            "watchers": str(statistics.watchers),
-            "damaged": str(statistics.damaged),
-        }
-        limits = {name: str(limit) for name, limit in self._registry.limits.items()}
-        wanted = set(message.names) | (known.keys() if "*" in message.names else set())
-        return common_pb2.StatusReply(
-            statuses={name: text for name, text in {**known, **limits}.items() if name in wanted}
-        )
+        return common_pb2.StatusReply(statuses=await statuses(self._registry, message.names))
 
 
 def data_chunk_prefix(size: int) -> bytes:
@@ -192,15 +171,3 @@ def data_chunk_prefix(size: int) -> bytes:
         length.append(size & 0x7F | 0x80)
         size >>= 7
     return b"\x0a" + bytes(length) + bytes([size])
-
-
-def overall_load() -> int:
-    """The machine's load over the last minute in percent of its cores, 254 at most.
-
-    Reading it takes a descriptor. A server that has none left can't take more work, so it says 254.
-    """
-    try:
-        load, _, _ = os.getloadavg()
-    except OSError:
-        return HIGHEST_LOAD
-    return min(round(load / (os.cpu_count() or 1) * 100), HIGHEST_LOAD)

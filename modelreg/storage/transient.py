@@ -183,6 +183,11 @@ class TransientStore(Generic[Key]):
         del self._row(entry)[entry.used_at]
         self.release(entry.content)
 
+    def is_in_archive(self, key: Key) -> bool:
+        """Return whether the content of a version is a blob, and not in memory."""
+        content = self._entries[key].content
+        return content.data is None and content.fd is None
+
     def use(self, key: Key) -> Content:
         """The content of a version, for a reader, who releases it in the end."""
         entry = self._entries[key]

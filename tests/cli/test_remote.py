@@ -99,12 +99,13 @@ def test_push_and_all_that_is_known_of_it(run: Run, model: str, file: Path) -> N
     assert code == 0
     assert [(version["version"], version["stored"]) for version in versions] == [(1, True), (2, False)]
     for number in ("1", "-2"):
-        assert document(run("show", model, number, "--format=json")) == pushed
+        assert document(run("show", model, number, "--format=json")) == {**pushed, "damaged": False}
     assert document(run("show", model, "--format=json")) == {
         "model": model,
         "properties": {},
         "versions": 2,
         "stored_versions": 1,
+        "damaged_versions": 0,
         "latest": versions[1],
     }
 

@@ -115,8 +115,31 @@ def test_a_repair_and_what_heals(program: ServerProgram, capsys: pytest.CaptureF
     assert found["kind"] == "missing blob"
     assert found["versions"] == [{"model": "a", "version": 1}, {"model": "b", "version": 1}]
     program.start()
+    sha256 = hashlib.sha256(b"shared").hexdigest()
+    for model in ("a", "b"):
+        program.wait_for_log(
+            "the data of a version is damaged or missing: store the same content again to heal it",
+            model=model,
+            version=1,
+            sha256=sha256,
+        )
+    server = f"--endpoint=grpc://{program.address}"
+    ran = Ran(capsys, "versions", "a", server, "--format=json")
+    assert [(version["version"], version["damaged"]) for version in json.loads(ran.out)] == [(1, True)]
+    ran = Ran(capsys, "versions", "b", server)
+    assert [line.split("\t")[-1] for line in ran.out.splitlines()] == ["yes"]
+    assert "lost until the same content is stored again" in ran.err
+    ran = Ran(capsys, "status", server)
+    assert ran.out.endswith(f"a\t1\t{sha256}\nb\t1\t{sha256}\n")
+    assert Ran(capsys, "status", server, "--format=json").json["damaged_versions"] == [
+        {"model": model, "version": 1, "sha256": sha256} for model in ("a", "b")
+    ]
     with connected(program.address) as calls:
         assert calls.store("a", b"shared").version_number == 2
+        ran = Ran(capsys, "versions", "b", server)
+        assert (ran.out.count("\n"), ran.err) == (1, "")
+        assert sha256 in ran.out.split("\t")
+        assert Ran(capsys, "status", server, "--format=json").json["damaged_versions"] == []
         assert calls.data("b", 1) == b"shared"
         assert calls.store("b", b"next").version_number == 3
         ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)

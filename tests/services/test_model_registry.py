@@ -21,7 +21,8 @@ from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.registry import open_registry
 from modelreg.services.audit import Audit
 from modelreg.services.messages import model_message, upload_header, version_message
-from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix, overall_load
+from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix
+from modelreg.services.status import overall_load
 from modelreg.storage.archive import open_archive
 from modelreg.transport.requests import NO_REQUEST
 
@@ -72,6 +73,7 @@ async def test_status_of_a_star_is_all_there_is(
         "evicted": "0",
         "watchers": "0",
         "damaged": "0",
+        "damaged_versions": "",
     }
 
 
@@ -86,6 +88,13 @@ async def test_status_tells_the_largest_version_that_is_taken_when_it_is_asked(s
     names = ["max_version_bytes", "cache_max_bytes"]
     reply = await servicer.Status(common_pb2.StatusRequest(names=names), request=NO_REQUEST)
     assert dict(reply.statuses) == {"max_version_bytes": "0", "cache_max_bytes": "1000"}
+
+
+async def test_status_takes_so_many_names(servicer: ModelRegistryServicer) -> None:
+    names = ["models"] * 100
+    assert await servicer.Status(common_pb2.StatusRequest(names=names), request=NO_REQUEST)
+    with pytest.raises(InvalidArgument, match="101 names"):
+        await servicer.Status(common_pb2.StatusRequest(names=[*names, "models"]), request=NO_REQUEST)
 
 
 @pytest.mark.parametrize(
