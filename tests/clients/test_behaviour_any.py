@@ -84,6 +84,7 @@ def test_status_counts_models_versions_bytes_and_watchers(start_server: StartSer
                 "versions": "4",
                 "stored_bytes": "8",
                 "transient_bytes": "7",
+                "evicted": "0",
                 "watchers": "2",
                 "damaged": "0",
             }

@@ -92,7 +92,8 @@ async def test_status_tells_the_largest_version_that_is_taken_when_it_is_asked(s
 
 async def test_status_takes_so_many_names(servicer: ModelRegistryServicer) -> None:
     names = ["models"] * 100
-    assert await servicer.Status(common_pb2.StatusRequest(names=names), request=NO_REQUEST)
+    reply = await servicer.Status(common_pb2.StatusRequest(names=names), request=NO_REQUEST)
+    assert dict(reply.statuses) == {"models": "0"}
     with pytest.raises(InvalidArgument, match="101 names"):
         await servicer.Status(common_pb2.StatusRequest(names=[*names, "models"]), request=NO_REQUEST)
 
