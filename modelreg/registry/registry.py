@@ -292,7 +292,8 @@ class Registry:
                     self._make_available(model, version)
                     committed = True
                 finally:
-                    model.numbers.settle(number, given=committed)
+                    # A failed sync of a directory leaves the outcome open: the next boot may find the sidecar.
+                    model.numbers.settle(number, given=committed or self._archive.threads.failed.is_set())
             finally:
                 if not committed:
                     blobs.release(digest, header.size)

@@ -83,6 +83,7 @@ class BlobStore:
         self._sound: dict[bytes, Fingerprint] = {}
         self._leaving: dict[bytes, trio.Event] = {}
         self._unreferenced: set[bytes] = set()
+        # Held while a blob is replaced, and while somebody says what it is like.
         self._healing = threading.Lock()
         self.bytes = 0
         self.damage_found = 0
@@ -163,11 +164,14 @@ class BlobStore:
             durable.make_directory(final.parent)
             durable.publish(temporary, final)
         except FileExistsError:
-            found = _fingerprint(final)
-            while self._damage(digest, size) is not None:
+            while True:
+                with self._healing:
+                    found, damaged = _fingerprint(final), digest in self.damaged
+                # A blob that is known to be damaged on the disk may still look sound in the page cache.
+                if not damaged and self._damage(digest, size) is None:
+                    break
                 if self._heal(temporary, final, digest, found):
                     return
-                found = _fingerprint(final)
             try:
                 durable.sync_file(final)
             except OSError:
@@ -263,11 +267,12 @@ class BlobStore:
         *seen* is the file that was looked at; where another has taken its place meanwhile, that one is sound.
         """
         self.damage_found += 1
-        now = _fingerprint(self._layout.blob(digest))
-        if seen is None or now is None or now.inode == seen.inode:
-            self._sound.pop(digest, None)
-            self.damaged.add(digest)
-            self._damage_changed()
+        with self._healing:
+            now = _fingerprint(self._layout.blob(digest))
+            if seen is None or now is None or now.inode == seen.inode:
+                self._sound.pop(digest, None)
+                self.damaged.add(digest)
+                self._damage_changed()
         self._logger.error("a blob is damaged", sha256=digest.hex(), reason=reason)
         return Damaged(reason)
 
@@ -325,6 +330,8 @@ class OpenBlob:
         except OSError as error:
             raise self._damaged(f"it can't be read ({error.strerror})") from error
         if digest.digest() != self._digest:
+            # The page cache may still hold the right bytes. Readers would hash those and trust the blob.
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             raise self._damaged("its content has changed")
         if self._digest in self._store.damaged:
             self._store.trust(self._digest, self._fingerprint)

@@ -197,10 +197,26 @@ def recover(layout: Layout, logger: Logger) -> list[FoundModel]:
         damaged = _settle_blobs(layout, models, logger)
         if damaged:
             models = [attrs.evolve(model, damaged=damaged & model.contents) for model in models]
+        _make_durable(layout, models)
     except (OSError, durable.DirectorySyncError) as error:
         msg = f"the archive directory {str(layout.root)!r} can't be read: {error}"
         raise ArchiveUnusable(msg) from error
     return models
+
+
+def _make_durable(layout: Layout, models: Sequence[FoundModel]) -> None:
+    """Sync the directories that name what is served from now on.
+
+    A server that was killed between a link and its sync leaves a version that a power cut can still take away. Clients
+    see that version, and take it for stored.
+    """
+    directories = {layout.root, layout.models, layout.blobs}
+    for model in models:
+        directory = layout.model(model.record.model_id)
+        directories |= {directory, versions_in(directory)}
+        directories |= {layout.blob(digest).parent for digest in model.contents}
+    for path in sorted(directories):
+        durable.sync_directory(path)
 
 
 def _sweep(layout: Layout, logger: Logger) -> None:

@@ -931,6 +931,23 @@ async def test_a_directory_that_can_not_be_synced_stops_everything(
         assert (await add(registry)).number == len(there) + 1
 
 
+async def test_a_number_whose_sidecar_may_be_on_the_disk_is_not_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sidecar was linked, its directory could not be synced: the next boot finds the version."""
+    async with archive_at(tmp_path) as archive:
+        async with open_registry(archive, cache_max_items=10, cache_max_bytes=1 << 20) as registry:
+            await registry.create_or_update_model("m", {})
+            await add(registry, stored=False)  # reserves numbers for others that aren't stored
+            with monkeypatch.context() as broken:
+                fail_directory_syncs(broken, after=1)  # after that of the blob
+                with pytest.raises(Unavailable):
+                    await add(registry)
+            given = (await add(registry, stored=False)).number
+    async with registry_at(tmp_path) as registry:
+        assert given not in numbers(registry) == [2]
+
+
 async def test_a_full_disk(tmp_path: Path) -> None:
     with small_file_system(tmp_path / "small", 4 << 20) as small:
         async with registry_at(small) as registry:

@@ -176,6 +176,21 @@ async def test_content_that_is_sound_from_an_earlier_run_is_kept(
     assert not list((tmp_path / "quarantine").iterdir())
 
 
+async def test_a_blob_that_is_known_to_be_damaged_is_replaced_though_it_looks_sound(
+    archive: Archive, blobs: BlobStore, path: Path, tmp_path: Path
+) -> None:
+    """The disk may have lost what the page cache still holds."""
+    blobs.retain(DIGEST, SIZE)
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    first = path.stat().st_ino
+    blobs.report_damage(DIGEST, "the disk holds something else")
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    assert path.stat().st_ino != first
+    assert blobs.is_sound(DIGEST)
+    assert not blobs.damaged
+    assert [place.stat().st_ino for place in (tmp_path / "quarantine").iterdir()] == [first]
+
+
 @pytest.mark.parametrize("damaged", [False, True], ids=["new content", "damaged content"])
 async def test_many_install_the_same_content_at_once(
     damaged: bool, archive: Archive, blobs: BlobStore, path: Path, tmp_path: Path

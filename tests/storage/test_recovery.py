@@ -113,8 +113,9 @@ def test_a_new_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
     assert files_below(root) == set()
 
 
-def test_a_new_directory_is_synced_into_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = set()
+def record_syncs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The paths of what is synced from now on."""
+    synced: set[str] = set()
     sync = os.fsync
 
     def fsync(fd: int) -> None:
@@ -122,6 +123,11 @@ def test_a_new_directory_is_synced_into_the_one_above_it(tmp_path: Path, monkeyp
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    return synced
+
+
+def test_a_new_directory_is_synced_into_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = record_syncs(monkeypatch)
     boot(tmp_path / "new" / "archive")
     assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new" / "archive")} <= synced
     assert str(tmp_path / "new" / "archive" / "blobs" / "sha256") in synced
@@ -290,6 +296,18 @@ def test_what_a_crash_left_unfinished_is_swept(layout: Layout, root: Path) -> No
     assert list(found) == ["m"]
     assert not list(layout.tmp.iterdir())
     assert (root / "FORMAT").exists()
+
+
+def test_what_a_killed_server_did_not_come_to_sync_is_made_durable(
+    layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that find a version after the start take it for stored."""
+    make(layout, "m", [1])
+    synced = record_syncs(monkeypatch)
+    boot(root)
+    named = {root, layout.models, layout.blobs, layout.model("m"), layout.versions("m")}
+    named.add(layout.blob(hashlib.sha256(b"m 1").digest()).parent)
+    assert named <= {Path(path) for path in synced}
 
 
 @pytest.mark.parametrize("begun", ["directory", "versions"])
