@@ -84,7 +84,7 @@ class ArchiveInUse(StartupError):
 
 
 class ForeignArchive(StartupError):
-    """The directory holds something else: an archive that Cogment wrote, or files of another program."""
+    """The directory holds something else: an archive that Cogment wrote, or another program's files under the archive's names."""
 
     exit_code = 5
 

@@ -24,9 +24,15 @@ def gc_command(archive_dir: Path, yes: bool, output: Format) -> None:
 
     with open_leftovers(archive_dir) as leftovers:
         if yes:
-            delete(archive_dir, leftovers.found)
+            delete(leftovers)
     total = sum(leftover.size for leftover in leftovers.found)
-    document = {"deleted": yes, "files": len(leftovers.found), "bytes": total, **attrs.asdict(leftovers)}
+    document = {
+        "deleted": yes,
+        "files": len(leftovers.found),
+        "bytes": total,
+        "found": [attrs.asdict(leftover) for leftover in leftovers.found],
+        "records_in_quarantine": leftovers.records_in_quarantine,
+    }
     sink = Output(output)
     sink.report(document, "found", ("size", "kind", "path"))
     if leftovers.found and not yes:

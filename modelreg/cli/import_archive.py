@@ -32,7 +32,7 @@ def import_command(invocation: Invocation, source: Path, archive_dir: Path, outp
     What's there already is passed over, so an import can be run again. Ends with 1 where something could not be imported.
     """
     counts = trio.run(_import, source, archive_dir, Output(output))
-    if counts["damaged"] or counts["conflict"]:
+    if counts["damaged"] or counts["unreadable"] or counts["conflict"]:
         invocation.outcome.exit_code = INCOMPLETE
 
 

@@ -16,7 +16,7 @@ import trio
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import check_model_id
 from modelreg.storage.archive import Archive
-from modelreg.storage.cogment import BadEntry, CogmentVersion, ModelDirectory
+from modelreg.storage.cogment import BadEntry, CogmentVersion, ModelDirectory, UnreadableEntry
 from modelreg.storage.layout import HIGHEST_NUMBER
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
 
@@ -27,6 +27,8 @@ class Outcome(Enum):
     PRESENT = "present"
     # What the source holds of it can't be used; nothing of it was imported.
     DAMAGED = "damaged"
+    # The source's file could not be read, which says nothing about it; nothing of it was imported.
+    UNREADABLE = "unreadable"
     # The number is another version's here; nothing has changed.
     CONFLICT = "conflict"
 
@@ -55,7 +57,7 @@ async def import_cogment(models: Sequence[ModelDirectory], archive: Archive) -> 
             model = await trio.to_thread.run_sync(directory.read)
             check_model_id(model.model_id)
         except (BadEntry, InvalidArgument) as error:
-            yield Entry(model_id=directory.name, outcome=Outcome.DAMAGED, reason=str(error))
+            yield Entry(model_id=directory.name, outcome=_failed(error), reason=str(error))
             continue
         found = known.get(model.model_id)
         if found is None:
@@ -72,7 +74,11 @@ async def import_cogment(models: Sequence[ModelDirectory], archive: Archive) -> 
                 yield Entry(model_id=model.model_id, number=version.number, outcome=outcome, reason=reason)
             except BadEntry as error:
                 reason = str(error)
-                yield Entry(model_id=model.model_id, number=record.number, outcome=Outcome.DAMAGED, reason=reason)
+                yield Entry(model_id=model.model_id, number=record.number, outcome=_failed(error), reason=reason)
+
+
+def _failed(error: Exception) -> Outcome:
+    return Outcome.UNREADABLE if isinstance(error, UnreadableEntry) else Outcome.DAMAGED
 
 
 def _settled(version: CogmentVersion, stored: dict[int, str], ceiling: int) -> tuple[Outcome, str]:

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from modelreg.errors import ResourceExhausted
-from modelreg.storage import durable, recovery, sidecars
+from modelreg.storage import durable, lock, recovery, sidecars
 from modelreg.storage.blobs import BlobStore
 from modelreg.storage.buffers import Budget, BufferPool
 from modelreg.storage.layout import Layout
@@ -225,11 +225,11 @@ async def open_archive(
     Raises:
         ArchiveUnusable, ArchiveInUse, ForeignArchive: it can't be served; each says why.
     """
-    layout = Layout(path)
-    lock = await trio.to_thread.run_sync(recovery.lock, layout)
+    taken = await trio.to_thread.run_sync(lock.take, Layout(path))
+    layout = taken.layout
     try:
         recovered = await trio.to_thread.run_sync(functools.partial(recovery.recover, layout, logger))
-        threads = Threads(logger)
+        threads = Threads(logger, layout.explain)
         soon = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, damage_changed, idempotent=True)
         blobs = BlobStore(layout, threads, logger, soon)
         for model in recovered:
@@ -240,5 +240,4 @@ async def open_archive(
             yield Archive(layout, threads, blobs, recovered, nursery, upload_buffer_bytes)
             nursery.cancel_scope.cancel()
     finally:
-        with contextlib.suppress(OSError):
-            os.close(lock)
+        taken.close()

@@ -145,7 +145,7 @@ class BlobStore:
             try:
                 durable.unlink_if_there(self._layout.blob(digest))
             except OSError as error:
-                self._logger.warning("a blob could not be deleted", sha256=digest.hex(), error=str(error))
+                self._logger.warning("a blob could not be deleted", sha256=digest.hex(), error=error.strerror)
 
     # What follows blocks: it's for a thread.
 
@@ -187,16 +187,20 @@ class BlobStore:
     def _heal(self, temporary: Path, final: Path, digest: bytes, found: Fingerprint | None) -> bool:
         """Put a sealed file in the place of a damaged blob that looked like *found*, and keep that in quarantine.
 
-        False where it looks different now: another upload has healed it, and what's good must not go to quarantine. The
-        name never lacks a file meanwhile, as a blob that somebody else healed a moment ago must outlive a power cut.
+        False where it looks different now: another upload has healed it, and what is good must not go to quarantine.
+        Where files can be exchanged, the name never lacks one. Blobs of other users and directories are exchanged, too.
         """
         with self._healing:
             if _fingerprint(final) != found:
                 return False
-            if found is not None:
-                durable.link_also(final, self._layout.quarantine_place(final.name))
-            durable.replace(temporary, final)
+            exchanged = found is not None and durable.exchange(temporary, final)
+            if not exchanged:
+                if found is not None:
+                    durable.move_away(final, self._layout.quarantine_place(final.name))
+                durable.replace(temporary, final)
             self.trust(digest, Fingerprint.of(final.lstat()))
+            if exchanged:
+                durable.move_away(temporary, self._layout.quarantine_place(final.name))
         return True
 
     def install_bytes(self, content: bytes | bytearray, digest: bytes) -> None:

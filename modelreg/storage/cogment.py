@@ -32,6 +32,10 @@ class BadEntry(Exception):
     """A record, or the data that it's about, can't be read; the text says what's wrong with it."""
 
 
+class UnreadableEntry(BadEntry):
+    """Its file could not be read, which says nothing about what is in it."""
+
+
 @attrs.frozen(kw_only=True)
 class CogmentVersion:
     """What a version's record says."""
@@ -54,8 +58,10 @@ class CogmentVersion:
                     size += len(piece)
                     yield piece
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise BadEntry("its data is missing") from error
             msg = f"its data can't be read: {error.strerror}"
-            raise BadEntry(msg) from error
+            raise UnreadableEntry(msg) from error
         if size != self.size:
             msg = f"its record says {self.size} bytes of data, there are {'more' if size > self.size else size}"
             raise BadEntry(msg)
@@ -113,11 +119,12 @@ class ModelDirectory:
     def read(self) -> CogmentModel:
         """What its record says. Raises BadEntry. This blocks."""
         document = _read(self.path / f"{self.name}.yaml")
-        records = [
-            path
-            for path in self.path.iterdir()
-            if (match := _RECORD_NAME.fullmatch(path.name)) and match[1] == self.name
-        ]
+        try:
+            paths = list(self.path.iterdir())
+        except OSError as error:
+            msg = f"{self.name} can't be read: {error.strerror}"
+            raise UnreadableEntry(msg) from error
+        records = [path for path in paths if (match := _RECORD_NAME.fullmatch(path.name)) and match[1] == self.name]
         return CogmentModel(
             model_id=_text(document, "model_id"),
             user_data=_texts(document, "user_data"),
@@ -126,15 +133,45 @@ class ModelDirectory:
 
 
 def model_directories(root: Path) -> list[ModelDirectory]:
-    """The directories of models, by name. Raises OSError. This blocks."""
-    return [ModelDirectory(path) for path in sorted(root.iterdir()) if (path / f"{path.name}.yaml").is_file()]
+    """The directories of models, by name, and those that can't be looked into. Raises OSError. This blocks."""
+    return [
+        ModelDirectory(path) for path in sorted(root.iterdir()) if _has_record(path, unknown=path.name != "lost+found")
+    ]
+
+
+def is_archive(root: Path) -> bool:
+    """Whether any directory in it is a model's. Raises OSError. This blocks."""
+    return any(_is_model(path) for path in root.iterdir() if _has_record(path, unknown=False))
+
+
+def _has_record(path: Path, *, unknown: bool) -> bool:
+    """Whether a directory has a record of its name; *unknown* where that can't be told."""
+    try:
+        return (path / f"{path.name}.yaml").is_file()
+    except PermissionError:
+        return unknown
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return ModelDirectory(path).read().model_id == path.name
+    except UnreadableEntry:
+        return True
+    except BadEntry:  # other programs have a config/config.yaml
+        return False
 
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
         # BaseLoader makes nothing but text of scalars: user data like "007" stays what it was.
         document = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except FileNotFoundError as error:
+        msg = f"{path.name} is missing"
+        raise BadEntry(msg) from error
+    except OSError as error:
+        msg = f"{path.name} can't be read: {error.strerror}"
+        raise UnreadableEntry(msg) from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         msg = f"{path.name} can't be read: {' '.join(str(error).split())}"
         raise BadEntry(msg) from error
     if not isinstance(document, dict):

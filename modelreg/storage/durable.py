@@ -14,13 +14,23 @@ All of this blocks: it runs in worker threads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from modelreg import renameat2
+
 CONTENT_MODE = 0o440
 RECORD_MODE = 0o640
+
+# What link(2) says on vfat and exFAT (EPERM), in FUSE (ENOSYS), and on network file systems.
+NO_HARD_LINKS_ERRNOS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+
+# Held while a file is renamed to a name that nothing may have. Other processes give no names in an archive: it's locked.
+_naming = threading.Lock()
 
 
 class DirectorySyncError(Exception):
@@ -99,7 +109,8 @@ def seal(fd: int, mode: int) -> None:
     """Make an open file's bytes durable, set its final mode, and close it, whatever happens."""
     try:
         os.fsync(fd)
-        os.fchmod(fd, mode)
+        with contextlib.suppress(PermissionError):  # the file is ours: its file system has no modes
+            os.fchmod(fd, mode)
     except OSError:
         with contextlib.suppress(OSError):  # the first failure is the one to report
             os.close(fd)
@@ -124,14 +135,43 @@ def publish(temporary: Path, final: Path) -> None:
         DirectorySyncError: see there.
     """
     with _changing(final.parent):
-        os.link(temporary, final)
+        give_name(temporary, final)
     discard(temporary)
+
+
+def give_name(temporary: Path, final: Path) -> None:
+    """Give a file another name, not durably. It keeps its temporary one, except on file systems without hard links.
+
+    Raises:
+        FileExistsError: the name is taken; nothing has changed.
+    """
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS_ERRNOS:
+            raise
+        with _naming:
+            if os.path.lexists(final):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+            temporary.rename(final)
 
 
 def replace(temporary: Path, final: Path) -> None:
     """Put a sealed file in another's place, durably: at any moment the name holds the old or the new one, whole."""
     with _changing(final.parent):
         temporary.replace(final)
+
+
+def exchange(temporary: Path, final: Path) -> bool:
+    """Let a sealed file and another have each other's name, durably; whether this file system can do that."""
+    try:
+        with _changing(final.parent, temporary.parent):
+            renameat2.exchange(temporary, final)
+    except OSError as error:
+        if error.errno not in renameat2.UNKNOWN_FLAG_ERRNOS:
+            raise
+        return False
+    return True
 
 
 def move_away(path: Path, final: Path) -> None:

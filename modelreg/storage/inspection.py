@@ -5,7 +5,9 @@ What isn't known here is told to whoever asks for it, and left alone.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from modelreg.storage.layout import (
     Layout,
     encode_id,
     is_blob_name,
+    is_temporary_name,
     record_in,
     sidecar_number,
     versions_in,
@@ -53,6 +56,25 @@ class InspectedModel:
         return self.record is None and not (self.record_fault or self.versions or self.bad)
 
 
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory of this name.
+
+    Raises:
+        OSError: that can't be told; or (ELOOP) it's a symbolic link. What one leads to is somebody else's.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(mode):
+        raise _symbolic_link(path)
+    return stat.S_ISDIR(mode)
+
+
+def _symbolic_link(path: str | Path) -> OSError:
+    return OSError(errno.ELOOP, "it's a symbolic link", str(path))
+
+
 def entries(directory: Path) -> list[os.DirEntry[str]]:
     """What's in a directory, by name."""
     with os.scandir(directory) as found:
@@ -60,10 +82,12 @@ def entries(directory: Path) -> list[os.DirEntry[str]]:
 
 
 def model_directories(layout: Layout, unknown: Unknown) -> Iterator[Path]:
-    """The directories of models."""
+    """The directories of models. Raises OSError, also for a symbolic link to one: its blobs would seem to be no one's."""
     for entry in entries(layout.models):
         if entry.is_dir(follow_symlinks=False):
             yield Path(entry.path)
+        elif entry.is_dir():
+            raise _symbolic_link(entry.path)
         else:
             unknown(entry.path)
 
@@ -118,9 +142,11 @@ def _read_record(directory: Path) -> ModelRecord:
 
 def _sidecars(directory: Path, unknown: Unknown) -> Iterator[tuple[int, str]]:
     """The numbers and paths of a model's sidecars, by number."""
+    if not is_directory(versions_in(directory)):
+        return
     try:
         found = entries(versions_in(directory))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:  # the model is being deleted
         return
     for entry in found:
         number = sidecar_number(entry.name)
@@ -131,8 +157,10 @@ def _sidecars(directory: Path, unknown: Unknown) -> Iterator[tuple[int, str]]:
 
 
 def blob_files(layout: Layout, unknown: Unknown) -> Iterator[os.DirEntry[str]]:
-    """All blobs there are; their names are their digests."""
+    """All blobs there are; their names are their digests. Raises OSError, also for a symbolic link to a directory."""
     for directory in entries(layout.blobs):
+        if directory.is_symlink() and directory.is_dir():
+            raise _symbolic_link(directory.path)
         if not directory.is_dir(follow_symlinks=False):
             unknown(directory.path)
             continue
@@ -143,6 +171,15 @@ def blob_files(layout: Layout, unknown: Unknown) -> Iterator[os.DirEntry[str]]:
                     yield entry
                 else:
                     unknown(entry.path)
+
+
+def unfinished(layout: Layout, unknown: Unknown) -> list[os.DirEntry[str]]:
+    """What unfinished work has left in ``tmp``."""
+    found = entries(layout.tmp)
+    for entry in found:
+        if not is_temporary_name(entry.name):
+            unknown(entry.path)
+    return [entry for entry in found if is_temporary_name(entry.name)]
 
 
 def records_in_quarantine(layout: Layout) -> int:

@@ -4,13 +4,13 @@
 
     <archive_dir>/
       FORMAT                       {"format": "modelreg", "version": 1}
-      LOCK                         flock'd by the one running server
+      LOCK                         says which server runs; locked, as the directory itself is
       blobs/sha256/ab/abcd…        content, named by its SHA-256 in hex; immutable, mode 0440
       models/<encoded id>/
         model.json                 model id, user data, the number ceiling
         versions/0000000001.json   one JSON sidecar a stored version
-      tmp/                         files being written, deleted models on their way out; emptied at boot
-      quarantine/                  what boot could not read, kept for a person, never served
+      tmp/                         files being written, deleted models on their way out; removed at boot
+      quarantine/                  records that are wrong, kept for a person, never served
 
 **Encoded ids.** A model id is any text of up to 512 bytes of UTF-8, its directory's name has to be safe on every file
 system, those that fold case or normalise Unicode included. Lower-case letters, digits, ``_``, ``-`` and inner dots
@@ -35,11 +35,17 @@ FORMAT_VERSION = 1
 # Version numbers have 32 bits on the wire.
 HIGHEST_NUMBER = 2**32 - 1
 
+# What a directory may hold without being another program's; mkfs makes lost+found in a new ext4 volume.
+OWN_NAMES = frozenset({"FORMAT", "LOCK", "blobs", "models", "tmp", "quarantine", "lost+found"})
+
 # File systems in use allow names of 255 bytes.
 LONGEST_PLAIN_NAME = 200
 
 _BLOB_NAME = re.compile("[0-9a-f]{64}")
 _SIDECAR_NAME = re.compile(r"([0-9]{10})\.json")
+_TEMPORARY_NAME = re.compile("[0-9a-f]{32}")
+_QUARANTINE_NAME = re.compile(r".+\.[0-9a-f]{12}", re.DOTALL)
+_THROUGH_DESCRIPTOR = re.compile(r"\A/proc/self/fd/\d+")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 _UPPER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -83,6 +89,16 @@ def is_blob_name(name: str) -> bool:
     return _BLOB_NAME.fullmatch(name) is not None
 
 
+def is_temporary_name(name: str) -> bool:
+    """Whether a file of this name in ``tmp`` may be the registry's."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
+def is_quarantine_name(name: str) -> bool:
+    """Whether :meth:`Layout.quarantine_place` may have given this name."""
+    return _QUARANTINE_NAME.fullmatch(name) is not None
+
+
 def record_in(model: Path) -> Path:
     """The record of the model whose directory this is."""
     return model / "model.json"
@@ -97,7 +113,24 @@ def versions_in(model: Path) -> Path:
 class Layout:
     """The paths below one archive directory."""
 
+    # What all paths begin with. It may lead through a descriptor: see storage/lock.py.
     root: Path
+    # What people call the directory.
+    given: Path = attrs.field(default=attrs.Factory(lambda self: self.root, takes_self=True))
+
+    @property
+    def title(self) -> str:
+        """The directory, in a message to people."""
+        return f"the archive directory {str(self.given)!r}"
+
+    def shown(self, path: str | Path) -> str:
+        """A path below the directory, as people know it."""
+        return _THROUGH_DESCRIPTOR.sub(lambda _: str(self.given), str(path))
+
+    def explain(self, error: OSError) -> str:
+        """What an error is, and which file it is about."""
+        reason = error.strerror or str(error)
+        return f"{self.shown(os.fsdecode(error.filename))}: {reason}" if error.filename else reason
 
     @property
     def format_file(self) -> Path:
@@ -110,6 +143,11 @@ class Layout:
     @property
     def blobs(self) -> Path:
         return self.root / "blobs" / "sha256"
+
+    @property
+    def blob_directories(self) -> list[Path]:
+        """The 256 directories of blobs."""
+        return [self.blobs / f"{byte:02x}" for byte in range(256)]
 
     @property
     def models(self) -> Path:

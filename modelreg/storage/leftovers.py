@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import attrs
 
 from modelreg.errors import ArchiveUnusable
-from modelreg.storage import durable, inspection, recovery
+from modelreg.storage import durable, inspection, lock
 from modelreg.storage.layout import Layout
+from modelreg.storage.unusable import unusable
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +38,8 @@ class Leftovers:
     found: Sequence[Leftover]
     # Things in quarantine that may refer to any of the blobs.
     records_in_quarantine: int
+    # Where the paths begin while the archive is locked.
+    root: Path
 
 
 @contextmanager
@@ -50,24 +53,19 @@ def open_leftovers(path: Path) -> Iterator[Leftovers]:
             they can't be read.
     """
     layout = Layout(path)
-    try:
-        lock = recovery.lock_existing(layout)
-        try:
-            yield Leftovers(
-                found=[*_unreferenced_blobs(layout), *_unfinished(layout)],
-                records_in_quarantine=inspection.records_in_quarantine(layout),
-            )
-        finally:
-            os.close(lock)
-    except (OSError, durable.DirectorySyncError) as error:
-        msg = f"the archive directory {str(path)!r} can't be used: {error}"
-        raise ArchiveUnusable(msg) from error
+    with unusable(layout), closing(lock.take_existing(layout)) as taken:
+        layout = taken.layout
+        yield Leftovers(
+            found=[*_unreferenced_blobs(layout), *_unfinished(layout)],
+            records_in_quarantine=inspection.records_in_quarantine(layout),
+            root=layout.root,
+        )
 
 
-def delete(path: Path, leftovers: Sequence[Leftover]) -> None:
+def delete(leftovers: Leftovers) -> None:
     """Delete what was found; the archive has to be locked still. Raises OSError."""
-    for leftover in leftovers:
-        place = path / leftover.path
+    for leftover in leftovers.found:
+        place = leftovers.root / leftover.path
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place)
         else:
@@ -92,7 +90,7 @@ def _unreferenced_blobs(layout: Layout) -> Iterator[Leftover]:
 
 
 def _unfinished(layout: Layout) -> Iterator[Leftover]:
-    for entry in inspection.entries(layout.tmp):
+    for entry in inspection.unfinished(layout, _ignore):
         yield Leftover(kind="unfinished", path=os.path.relpath(entry.path, layout.root), size=_size(Path(entry.path)))
 
 

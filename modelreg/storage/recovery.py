@@ -1,19 +1,18 @@
-"""What boot does with an archive directory, before anybody else touches it: lock it, sweep it, read it.
+"""What boot does with an archive directory that it has taken: sweep it, read it, put it right.
 
-Bad records go to ``quarantine/`` with a line in the log, and never stop the boot; what isn't known is left alone. A
-number, once given, stays given: that of a record in quarantine counts as well. All of this blocks: it runs in a worker
-thread.
+Records that were read and are wrong go to ``quarantine/`` with a line in the log, and never stop the boot. One that
+can't be read ends it: nothing is known of such a record, so nothing takes its place. What isn't the registry's is left
+alone. A number, once given, stays given: that of a record in quarantine counts as well. All of this blocks: it runs in
+a worker thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
 import shutil
-import socket
+import stat
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -22,11 +21,11 @@ from pathlib import Path
 import attrs
 import structlog
 
-from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
-from modelreg.storage import cogment, durable, inspection, sidecars
+from modelreg.storage import durable, inspection, sidecars
 from modelreg.storage.inspection import InspectedModel, Unknown
-from modelreg.storage.layout import FORMAT_NAME, FORMAT_VERSION, HIGHEST_NUMBER, Layout, decode_id, versions_in
+from modelreg.storage.layout import HIGHEST_NUMBER, OWN_NAMES, Layout, decode_id, versions_in
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
+from modelreg.storage.unusable import unusable
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -58,139 +57,14 @@ class FoundModel:
         return {bytes.fromhex(version.sha256) for version in self.versions}
 
 
-def lock(layout: Layout) -> int:
-    """Take the directory, creating it where it isn't there: the file descriptor that holds it for as long as it's open.
-
-    Raises:
-        ArchiveInUse: another server has it.
-        ForeignArchive: it's something else.
-        ArchiveUnusable: it can't be created, read or written, or is of a newer format.
-    """
-    try:
-        durable.make_directories(layout.root)
-        _refuse_foreign(layout)
-        fd = os.open(layout.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.RECORD_MODE)
-        try:
-            _take_lock(fd, layout)
-            _make_directories(layout)
-        except (OSError, ArchiveInUse, durable.DirectorySyncError):
-            os.close(fd)
-            raise
-    except OSError as error:
-        reason = f"{error.strerror or error}: make it writable, or choose another --archive_dir"
-        msg = f"the archive directory {str(layout.root)!r} can't be used: {reason}"
-        raise ArchiveUnusable(msg) from error
-    except durable.DirectorySyncError as error:
-        msg = f"the archive directory {str(layout.root)!r} can't be used: {error}"
-        raise ArchiveUnusable(msg) from error
-    return fd
-
-
-def lock_existing(layout: Layout) -> int:
-    """Take a directory that holds an archive, and change nothing in it; what :func:`lock` returns.
-
-    Raises:
-        ArchiveInUse: a server has it.
-        ForeignArchive: it's something else.
-        ArchiveUnusable: it can't be read, there's no archive there, or one of a newer format.
-        PermissionError: it can only be read.
-    """
-    where = f"the archive directory {str(layout.root)!r}"
-    try:
-        _refuse_foreign(layout)
-        if not layout.format_file.exists():
-            msg = f"{where} is empty: name one that a server has served with --archive_dir"
-            raise ArchiveUnusable(msg)
-        fd = os.open(layout.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durable.RECORD_MODE)
-    except OSError as error:
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise PermissionError(error.errno, error.strerror) from error
-        msg = f"{where} can't be used: {error.strerror or error}: name one that a server has served with --archive_dir"
-        raise ArchiveUnusable(msg) from error
-    try:
-        _take_lock(fd, layout)
-    except ArchiveInUse:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _take_lock(fd: int, layout: Layout) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        where = f"the archive directory {str(layout.root)!r}"
-        msg = f"{where} is in use by {holder(layout)}: stop that server, or choose another --archive_dir"
-        raise ArchiveInUse(msg) from None
-    with contextlib.suppress(OSError):  # it's for people only: a full disk can be served, and versions deleted from it
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
-
-def holder(layout: Layout) -> str:
-    """Who has the lock, for people."""
-    with contextlib.suppress(OSError):
-        text = layout.lock_file.read_bytes()[:200].decode(errors="replace").strip()
-        return text or "another process"
-    return "another process"
-
-
-def _refuse_foreign(layout: Layout) -> None:
-    """Raise unless the directory is ours, or empty."""
-    where = f"the archive directory {str(layout.root)!r}"
-    try:
-        document = json.loads(layout.format_file.read_bytes())
-        name, version = document["format"], document["version"]
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError, KeyError, RecursionError):
-        msg = f"{where} has a FORMAT file that can't be read: restore it, or choose another --archive_dir"
-        raise ForeignArchive(msg) from None
-    else:
-        if name != FORMAT_NAME:
-            msg = f"{where} belongs to {name!r}: choose another --archive_dir"
-            raise ForeignArchive(msg)
-        if version != FORMAT_VERSION:
-            ours = f"this program knows format {FORMAT_VERSION}"
-            msg = f"{where} has format {version}, {ours}: use the modelreg that wrote it"
-            raise ArchiveUnusable(msg)
-        return
-    # A first start that was killed has made some of our directories, and the FORMAT file last.
-    names = {entry.name for entry in os.scandir(layout.root)}
-    if cogment.model_directories(layout.root):
-        msg = (
-            f"{where} was written by the Cogment Model Registry: "
-            "import it into another --archive_dir by modelreg import-archive"
-        )
-        raise ForeignArchive(msg)
-    # mkfs makes lost+found: the root of a new ext4 volume has it.
-    if foreign := sorted(names - {"LOCK", "blobs", "models", "tmp", "quarantine", "lost+found"}):
-        msg = f"{where} holds files that aren't modelreg's ({foreign[0]!r}): choose an empty directory"
-        raise ForeignArchive(msg)
-
-
-def _make_directories(layout: Layout) -> None:
-    """Make what's missing of the layout: the FORMAT file last."""
-    for directory in (layout.models, layout.tmp, layout.quarantine, layout.blobs.parent, layout.blobs):
-        if not directory.is_dir():
-            durable.make_directory(directory)
-    missing = [path for path in (layout.blobs / f"{byte:02x}" for byte in range(256)) if not path.is_dir()]
-    for path in missing:
-        path.mkdir()
-    if missing:
-        durable.sync_directory(layout.blobs)
-    if not layout.format_file.exists():
-        data = json.dumps({"format": FORMAT_NAME, "version": FORMAT_VERSION}).encode() + b"\n"
-        durable.replace(durable.write_sealed(layout.tmp, data, durable.RECORD_MODE), layout.format_file)
-
-
 def recover(layout: Layout, logger: Logger) -> list[FoundModel]:
     """Sweep a locked directory and read its records.
 
     Raises:
-        ArchiveUnusable: it can't be read.
+        ArchiveUnusable: something in it can't be read or written.
     """
-    try:
+    with unusable(layout):
+        _tell_of_foreign_files(layout, logger)
         _sweep(layout, logger)
         directories = inspection.model_directories(layout, _unknown(layout, logger))
         models = [model for directory in directories if (model := _read_model(layout, directory, logger))]
@@ -198,30 +72,42 @@ def recover(layout: Layout, logger: Logger) -> list[FoundModel]:
         if damaged:
             models = [attrs.evolve(model, damaged=damaged & model.contents) for model in models]
         _make_durable(layout, models)
-    except (OSError, durable.DirectorySyncError) as error:
-        msg = f"the archive directory {str(layout.root)!r} can't be read: {error}"
-        raise ArchiveUnusable(msg) from error
     return models
 
 
+def _tell_of_foreign_files(layout: Layout, logger: Logger) -> None:
+    foreign = sorted(set(os.listdir(layout.root)) - OWN_NAMES)
+    if foreign:
+        logger.warning(
+            "the archive directory holds files that aren't modelreg's, which are left alone",
+            files=len(foreign),
+            first=foreign[0],
+        )
+
+
 def _make_durable(layout: Layout, models: Sequence[FoundModel]) -> None:
-    """Sync the directories that name what is served from now on.
+    """Sync the directories that name what is served from now on, and make sure that they can be written.
 
     A server that was killed between a link and its sync leaves a version that a power cut can still take away. Clients
     see that version, and take it for stored.
     """
-    directories = {layout.root, layout.models, layout.blobs}
+    directories = {layout.root, layout.models, layout.blobs, *layout.blob_directories}
     for model in models:
         directory = layout.model(model.record.model_id)
         directories |= {directory, versions_in(directory)}
-        directories |= {layout.blob(digest).parent for digest in model.contents}
     for path in sorted(directories):
         durable.sync_directory(path)
+        _check_access(path, os.R_OK | os.W_OK | os.X_OK)
+
+
+def _check_access(path: str | Path, mode: int) -> None:
+    if not os.access(path, mode, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _sweep(layout: Layout, logger: Logger) -> None:
-    """Empty ``tmp/``: unfinished files, deleted models."""
-    left = inspection.entries(layout.tmp)
+    """Remove what is in ``tmp/``: unfinished files, deleted models."""
+    left = inspection.unfinished(layout, _unknown(layout, logger))
     for entry in left:
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
@@ -282,9 +168,9 @@ def settle(layout: Layout, inspected: InspectedModel, logger: Logger) -> FoundMo
             _quarantine(layout, bad_path, reason, logger)
         except OSError as error:
             stuck += 1
-            logger.warning("it stays where it is", file=os.path.relpath(bad_path, layout.root), error=str(error))
+            logger.warning("it stays where it is", file=os.path.relpath(bad_path, layout.root), error=error.strerror)
     versions = versions_in(inspected.directory)
-    if not versions.is_dir():  # nothing could be stored
+    if not inspection.is_directory(versions):  # nothing could be stored
         if os.path.lexists(versions):
             _quarantine(layout, str(versions), "it's in the place of a directory", logger)
         durable.make_directory(versions)
@@ -315,6 +201,7 @@ def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) 
     """
     wanted = {version.sha256: version.size for model in models for version in model.versions}
     oldest = time.time() - ORPHAN_AGE
+    user = os.geteuid()
     needed = inspection.records_in_quarantine(layout) > 0 or any(model.stuck for model in models)
     found, damaged, kept = set(), set(), 0
     for entry in inspection.blob_files(layout, _unknown(layout, logger)):
@@ -322,6 +209,8 @@ def _settle_blobs(layout: Layout, models: Sequence[FoundModel], logger: Logger) 
         status = entry.stat(follow_symlinks=False)
         if digest in wanted:
             found.add(digest)
+            if stat.S_ISREG(status.st_mode) and (status.st_uid != user or not status.st_mode & stat.S_IRUSR):
+                _check_access(entry.path, os.R_OK)
             if status.st_size != wanted[digest]:
                 damaged.add(bytes.fromhex(digest))
                 logger.error("a blob is damaged", sha256=digest, size=status.st_size, expected=wanted[digest])

@@ -155,26 +155,27 @@ def read(path: str | Path, kind: type[Record]) -> Record:
     """Read a record.
 
     Raises:
-        BadRecord: it isn't a regular file that holds one, or this one file can't be read.
-        OSError: it could not be read, for a reason that isn't its own.
+        BadRecord: it isn't a regular file that holds one.
+        OSError: it could not be read, so nothing is known of it.
     """
-    try:
-        return parse(_read_file(path), kind)
-    except OSError as error:
-        if error.errno not in {errno.EIO, errno.EACCES}:
-            raise
-        msg = f"it can't be read ({error.strerror})"
-        raise BadRecord(msg) from error
+    return parse(read_file(path), kind)
 
 
-def _read_file(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """Read a small file.
+
+    Raises:
+        BadRecord: it isn't a regular file, or is too large.
+        OSError: it could not be read.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno not in {errno.ELOOP, errno.ENXIO}:
-            raise
-        msg = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"  # ENXIO: a socket
-        raise BadRecord(msg) from error
+        if error.errno == errno.ENXIO:
+            raise BadRecord("not a regular file") from error  # a socket
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise BadRecord("a symbolic link") from error
+        raise
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -184,6 +185,9 @@ def _read_file(path: str | Path) -> bytes:
             msg = f"{status.st_size} bytes are more than a record can have"
             raise BadRecord(msg)
         return os.read(fd, status.st_size + 1)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(fd)
 

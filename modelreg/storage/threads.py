@@ -29,14 +29,18 @@ NO_SPACE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 class Threads:
     """Where an archive's blocking work runs. A cancelled caller still waits for its thread, and only then sees the cancellation.
 
+    Arguments:
+        explain: what an error is, for the log.
+
     Attributes:
         failed: set once the archive must not be written any further, because a directory's fsync failed: see
             :mod:`modelreg.storage.durable`. Whoever runs the server waits for it, and stops.
     """
 
-    def __init__(self, logger: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, logger: structlog.typing.FilteringBoundLogger, explain: Callable[[OSError], str] = str) -> None:
         self.failed = trio.Event()
         self._logger = logger
+        self._explain = explain
         self._files = trio.CapacityLimiter(FILE_THREADS)
         self._hashes = trio.CapacityLimiter(os.cpu_count() or 1)
 
@@ -75,7 +79,7 @@ class Threads:
             raise self._translated(error) from error
 
     def _translated(self, error: OSError) -> ResourceExhausted | StorageFailed:
-        self._logger.error("the archive directory could not be used", error=str(error))
+        self._logger.error("the archive directory could not be used", error=self._explain(error))
         if error.errno in NO_SPACE_ERRNOS:
             return ResourceExhausted(
                 "no space left in the archive directory: make room, or start with another --archive_dir"

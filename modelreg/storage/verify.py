@@ -12,22 +12,24 @@ import errno
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal
 
 import attrs
 
-from modelreg.errors import ArchiveInUse, ArchiveUnusable
+from modelreg.errors import ArchiveInUse
 from modelreg.log import silent_logger
-from modelreg.storage import durable, hashing, inspection, recovery
+from modelreg.storage import durable, hashing, inspection, lock, recovery
 from modelreg.storage.inspection import InspectedModel
 from modelreg.storage.layout import Layout
 from modelreg.storage.sidecars import VersionRecord
+from modelreg.storage.unusable import unusable
 
-Kind = Literal["damaged blob", "missing blob", "bad record", "missing record"]
+# An unreadable blob may be sound: the disk, or a file system far away, may give its bytes another time.
+Kind = Literal["damaged blob", "unreadable blob", "missing blob", "bad record", "missing record"]
 
 # How often a model's directory that changes while it's looked at is looked at again.
 LOOKS = 3
@@ -74,35 +76,21 @@ def verify(layout: Layout, *, repair: bool = False) -> Report:
 
     Raises:
         ArchiveInUse: it's to be repaired, and a server has it.
-        ForeignArchive, ArchiveUnusable: there's no archive there.
+        ForeignArchive, ArchiveUnusable: there's no archive there, or something in it may not be read.
     """
-    try:
-        with _locked(layout, needed=repair) as read_only:
-            return _Verification(layout, read_only).run(repair=repair)
-    except (OSError, durable.DirectorySyncError) as error:
-        msg = f"the archive directory {str(layout.root)!r} can't be read: {error}"
-        raise ArchiveUnusable(msg) from error
+    with ExitStack() as stack, unusable(layout):
+        try:
+            taken = stack.enter_context(closing(lock.take_existing(layout)))
+        except (ArchiveInUse, PermissionError) as error:
+            if repair:
+                raise
+            why = f"in use by {lock.holder(layout)}" if isinstance(error, ArchiveInUse) else _not_locked(error)
+            return _Verification(layout, why).run(repair=False)
+        return _Verification(taken.layout, "").run(repair=repair)
 
 
-@contextmanager
-def _locked(layout: Layout, *, needed: bool) -> Iterator[str]:
-    """Hold the lock, if that can be, or else say why not."""
-    try:
-        fd = recovery.lock_existing(layout)
-    except ArchiveInUse:
-        if needed:
-            raise
-        yield f"in use by {recovery.holder(layout)}"
-        return
-    except PermissionError as error:
-        if needed:
-            raise
-        yield f"it can't be locked ({error.strerror})"
-        return
-    try:
-        yield ""
-    finally:
-        os.close(fd)
+def _not_locked(error: OSError) -> str:
+    return f"it can't be locked ({error.strerror})"
 
 
 class _Verification:
@@ -121,6 +109,7 @@ class _Verification:
             wanted[version.sha256].append(version)
         hashed = self._look_at_blobs(wanted)
         self._look_for_blobs(wanted, hashed)
+        unfinished = len(inspection.unfinished(self._layout, self._note_unknown))
         if repair:
             self._repair()
         return Report(
@@ -129,7 +118,7 @@ class _Verification:
             versions=len(versions),
             blobs=len(hashed),
             bytes=sum(hashed.values()),
-            leftovers=0 if self._read_only else len(hashed.keys() - wanted.keys()) + len(os.listdir(self._layout.tmp)),
+            leftovers=0 if self._read_only else len(hashed.keys() - wanted.keys()) + unfinished,
             quarantined=len(os.listdir(self._layout.quarantine)),
             unknown=sorted(self._unknown),
             damage=sorted(self._damage, key=lambda damage: damage.path),
@@ -179,13 +168,13 @@ class _Verification:
         names = [entry.path for entry in inspection.blob_files(self._layout, self._note_unknown)]
         hashed: dict[str, int] = {}
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for path, (size, fault) in zip(names, threads.map(_fault_of, names), strict=True):
-                if size is None:
+            for path, look in zip(names, threads.map(_look_at_blob, names), strict=True):
+                if look is None:
                     continue
                 name = os.path.basename(path)
-                hashed[name] = size
-                if fault:
-                    self._note_blob("damaged blob", name, fault, wanted[name])
+                hashed[name] = look.size
+                if look.fault:
+                    self._note_blob("damaged blob" if look.read else "unreadable blob", name, look.fault, wanted[name])
         return hashed
 
     def _look_for_blobs(self, wanted: dict[str, list[VersionRecord]], hashed: dict[str, int]) -> None:
@@ -228,7 +217,7 @@ class _Verification:
             if damage.kind == "damaged blob":
                 path = self._layout.root / damage.path
                 durable.move_away(path, self._layout.quarantine_place(path.name))
-            if damage.kind != "missing blob":
+            if damage.kind not in ("missing blob", "unreadable blob"):
                 self._damage[place] = attrs.evolve(damage, repaired=True)
 
     def _note(self, *, kind: Kind, path: str, reason: str, versions: Sequence[tuple[str, int]] = ()) -> None:
@@ -244,28 +233,49 @@ class _Verification:
         return os.path.relpath(path, self._layout.root)
 
 
-def _fault_of(path: str) -> tuple[int | None, str]:
-    """A blob's size, None if it isn't there any more, and what's wrong with it, empty if nothing is."""
+@attrs.frozen
+class _Look:
+    """What is known of a blob's file."""
+
+    size: int
+    # Empty where nothing is wrong.
+    fault: str = ""
+    # Whether its bytes were read, or it has none.
+    read: bool = True
+
+
+def _look_at_blob(path: str) -> _Look | None:
+    """Hash a blob; None where it isn't there any more.
+
+    Raises:
+        PermissionError: it may not be read.
+    """
     while True:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            return None, ""
+            return None
+        except PermissionError:
+            raise
         except OSError as error:
-            return 0, "a symbolic link" if error.errno == errno.ELOOP else f"it can't be opened ({error.strerror})"
+            if error.errno == errno.ELOOP and os.path.islink(path):
+                return _Look(0, "a symbolic link")
+            if error.errno == errno.ENXIO:
+                return _Look(0, "not a regular file")  # a socket
+            return _Look(0, f"it can't be opened ({error.strerror})", read=False)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                return 0, "not a regular file"
+                return _Look(0, "not a regular file")
             if hashing.sha256(fd).hex() == os.path.basename(path):
-                return status.st_size, ""
-            fault = "its content has changed"
+                return _Look(status.st_size)
+            look = _Look(status.st_size, "its content has changed")
         except OSError as error:
-            fault = f"it can't be read ({error.strerror})"
+            look = _Look(0, f"it can't be read ({error.strerror})", read=False)
         finally:
             os.close(fd)
         if _identity(path) == (status.st_ino, status.st_ctime_ns):
-            return status.st_size, fault
+            return look
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

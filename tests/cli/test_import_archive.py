@@ -20,21 +20,21 @@ def test_it_reports_each_entry_and_the_sum(tmp_path: Path) -> None:
     add_model(tmp_path / "old", "policy")
     add_version(tmp_path / "old", "policy", 1, b"one")
     ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new")
-    assert (ended.returncode, ended.stderr) == (0, "2 imported, 0 present, 0 damaged, 0 conflict\n")
+    assert (ended.returncode, ended.stderr) == (0, "2 imported, 0 present, 0 damaged, 0 unreadable, 0 conflict\n")
     assert ended.stdout == "imported\tpolicy\t\t\nimported\tpolicy\t1\t\n"
     again = run(tmp_path / "old", "--archive-dir", tmp_path / "new")
-    assert again.stderr == "0 imported, 2 present, 0 damaged, 0 conflict\n"
+    assert again.stderr == "0 imported, 2 present, 0 damaged, 0 unreadable, 0 conflict\n"
 
 
 def test_damage_ends_with_1_and_comes_as_json(tmp_path: Path) -> None:
     add_model(tmp_path / "old", "policy")
     add_version(tmp_path / "old", "policy", 1, b"one").unlink()
     ended = run(tmp_path / "old", "--archive_dir", tmp_path / "new", "--format=json")
-    assert (ended.returncode, ended.stderr) == (1, "1 imported, 0 present, 1 damaged, 0 conflict\n")
+    assert (ended.returncode, ended.stderr) == (1, "1 imported, 0 present, 1 damaged, 0 unreadable, 0 conflict\n")
     model, version = map(json.loads, ended.stdout.splitlines())
     assert model == {"model": "policy", "version": None, "outcome": "imported", "reason": ""}
     assert (version["version"], version["outcome"]) == (1, "damaged")
-    assert "data can't be read" in version["reason"]
+    assert version["reason"] == "its data is missing"
 
 
 def test_a_source_with_nothing_in_it_is_said_to_have_nothing(tmp_path: Path) -> None:

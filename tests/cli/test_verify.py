@@ -190,7 +190,7 @@ def test_gc(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
     layout = Layout(program.archive_dir)
     orphan = layout.blob(hashlib.sha256(b"orphan").digest())
     orphan.write_bytes(b"orphan")
-    (layout.tmp / "half").write_bytes(b"half")
+    (layout.tmp / ("ab" * 16)).write_bytes(b"half")
     ran = Ran(capsys, "verify", "--archive_dir", program.archive_dir)
     assert "leftovers\t2\n" in ran.out
     assert "modelreg gc" in ran.err
@@ -202,7 +202,7 @@ def test_gc(program: ServerProgram, capsys: pytest.CaptureFixture[str]) -> None:
         "bytes\t10",
         "records_in_quarantine\t0",
         f"6\tblob\t{orphan.relative_to(program.archive_dir)}",
-        "4\tunfinished\ttmp/half",
+        f"4\tunfinished\ttmp/{'ab' * 16}",
     ]
     assert "--yes" in ran.err
     assert orphan.exists()

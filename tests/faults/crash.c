@@ -61,12 +61,9 @@ __attribute__((constructor)) static void attach(void)
 
 static int armed(void) { return control && atomic_load(&control->armed); }
 
-static int below_root(const char *path)
-{
-    size_t length = strlen(control->root);
-    return length && !strncmp(path, control->root, length) && (path[length] == '/' || !path[length]);
-}
+static int below_root(const char *path);
 
+/* A server's paths lead through a descriptor of its directory. */
 static int ours_fd(int fd)
 {
     char link[40], path[PATH_MAX];
@@ -76,6 +73,15 @@ static int ours_fd(int fd)
         return 0;
     path[length] = 0;
     return below_root(path);
+}
+
+static int below_root(const char *path)
+{
+    int fd;
+    if (sscanf(path, "/proc/self/fd/%d", &fd) == 1)
+        return ours_fd(fd);
+    size_t length = strlen(control->root);
+    return length && !strncmp(path, control->root, length) && (path[length] == '/' || !path[length]);
 }
 
 static int ours(int dirfd, const char *path)
@@ -232,6 +238,7 @@ PATH(link, "link", (const char *from, const char *to), ours(AT_FDCWD, to), from,
 PATH(linkat, "link", (int fromfd, const char *from, int tofd, const char *to, int flags), ours(tofd, to), fromfd, from, tofd, to, flags)
 PATH(rename, "rename", (const char *from, const char *to), ours(AT_FDCWD, to), from, to)
 PATH(renameat, "rename", (int fromfd, const char *from, int tofd, const char *to), ours(tofd, to), fromfd, from, tofd, to)
+PATH(renameat2, "rename", (int fromfd, const char *from, int tofd, const char *to, unsigned flags), ours(tofd, to), fromfd, from, tofd, to, flags)
 PATH(unlink, "unlink", (const char *path), ours(AT_FDCWD, path), path)
 PATH(unlinkat, "unlink", (int dirfd, const char *path, int flags), ours(dirfd, path), dirfd, path, flags)
 PATH(rmdir, "rmdir", (const char *path), ours(AT_FDCWD, path), path)

@@ -21,8 +21,8 @@ def fill(calls: Calls) -> None:
 def make_a_mess(archive: Path) -> None:
     """What crashes, disks and people leave."""
     layout = Layout(archive)
-    (layout.tmp / "0123456789abcdef").write_bytes(b"half a file")
-    layout.model("going").rename(layout.tmp / "fedcba9876543210")
+    (layout.tmp / ("01234567" * 4)).write_bytes(b"half a file")
+    layout.model("going").rename(layout.tmp / ("fedcba98" * 4))
     layout.model_record("bad record").write_bytes(b"")
     layout.model_record("only transient").write_bytes(b"{")
     layout.version_sidecar("bad sidecar", 2).write_text(json.dumps({"format": 1}))

@@ -38,8 +38,11 @@ CHANGING = (
 
 
 def traced(trace: Path, archive: Path) -> int:
-    """How many system calls on the directory, seen by strace with the paths of descriptors, have changed something."""
-    lines = [line for line in trace.read_text().splitlines() if str(archive) in line]
+    """How many system calls on the directory, seen by strace with the paths of descriptors, have changed something.
+
+    The server's paths lead through a descriptor of the directory.
+    """
+    lines = [line for line in trace.read_text().splitlines() if str(archive) in line or "/proc/self/fd/" in line]
     return sum("O_CREAT" in line or not re.search(r"\bopen(at)?\(", line) for line in lines if "resumed>" not in line)
 
 

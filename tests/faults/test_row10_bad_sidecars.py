@@ -1,7 +1,12 @@
-"""Row 10: a record is empty, garbage, huge, deeply nested, a link, from a newer format: it goes to quarantine, and the rest is served."""
+"""Row 10: a record is empty, garbage, huge, deeply nested, a link, from a newer format: it goes to quarantine, and the rest is served.
+
+One that can't be read is none of these: the boot ends, and changes nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,8 +16,9 @@ from typing import Any
 import pytest
 
 from modelreg.storage.layout import Layout
-from tests.faults.crash import Launcher
+from tests.faults.crash import FAIL, Ended, Launcher
 from tests.faults.scenarios import MEDIUM, SMALL, age, blobs, publish, store
+from tests.storage.surroundings import contents_below
 
 
 def document(path: Path, **changes: Any) -> str:
@@ -110,6 +116,36 @@ def test_of_a_model(launcher: Launcher, memory_path: Path, bad: str) -> None:
     server.kill()
     with launcher.start(archive).calls() as calls:
         assert calls.numbers("m") == [1, 3, number]
+
+
+# Of the 256 directories for blobs a few will do.
+FEW_OPENS = (*range(1, 20), 100, *range(275, 290, 3))
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_what_can_not_be_opened_ends_the_boot(launcher: Launcher, memory_path: Path, error: int) -> None:
+    """Each call in turn by which a boot opens something."""
+    archive = memory_path / "archive"
+    prepare(launcher, archive)
+    control = launcher.control
+    before = contents_below(archive)
+    opened = 0
+    for number in FEW_OPENS:
+        control.arm(archive, FAIL, at=number, error=error, only="open")
+        server = launcher.launch(archive)
+        with contextlib.suppress(Ended):
+            server.wait_for_log("serving")
+        server.kill()
+        control.disarm()
+        if control.seen:
+            opened += 1
+            assert server.code == 3
+            assert f"can't be used: {archive}" in server.said
+            assert os.strerror(error) in server.said
+        assert contents_below(archive) == before
+    assert opened > 15
+    with launcher.start(archive).calls() as calls:
+        assert calls.numbers("m") == [1, 3]
 
 
 def test_what_is_not_known_is_left_alone(launcher: Launcher, memory_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
@@ -18,7 +19,10 @@ import structlog
 import trio
 
 from modelreg.log import silent_logger
+from modelreg.storage import lock, recovery
 from modelreg.storage.archive import Archive, open_archive
+from modelreg.storage.layout import Layout
+from modelreg.storage.recovery import FoundModel
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
 
 LARGE = (3 << 20) + 12_345
@@ -81,6 +85,19 @@ def pattern(size: int, seed: int = 0) -> bytes:
     return (block * (size // len(block) + 1))[:size]
 
 
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[Layout]:
+    """An archive directory that is held."""
+    with contextlib.closing(lock.take(Layout(root))) as taken:
+        yield taken.layout
+
+
+def boot(root: Path) -> dict[str, FoundModel]:
+    """What a start finds."""
+    with locked(root) as layout:
+        return {found.record.model_id: found for found in recovery.recover(layout, silent_logger())}
+
+
 def files_below(root: Path) -> set[str]:
     """Everything below a directory that isn't a directory, except what every archive has."""
     return {
@@ -92,6 +109,46 @@ def files_below(root: Path) -> set[str]:
 
 def blobs_below(root: Path) -> set[str]:
     return {path.name for path in (root / "blobs").rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def plain_user(directory: Path) -> Iterator[None]:
+    """Run without root's right to read and write everything. *directory* belongs to the user then, with all below it."""
+    if os.geteuid():
+        yield
+        return
+    nobody = 65534
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, nobody, nobody, follow_symlinks=False)
+    os.setegid(nobody)
+    os.seteuid(nobody)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def contents_below(root: Path) -> dict[str, bytes]:
+    """All files below a directory that can be opened without waiting, and their bytes."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != "LOCK"
+    }
+
+
+def refuse_hard_links(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Be a file system without hard links, and without modes."""
+
+    def no_link(path: Path, _: Path, **__: bool) -> None:
+        raise OSError(error, os.strerror(error), str(path))
+
+    def no_mode(_: int, __: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(os, "fchmod", no_mode)
 
 
 @contextlib.contextmanager
@@ -160,6 +217,19 @@ def fail_directory_syncs(monkeypatch: pytest.MonkeyPatch, *, after: int = 0) -> 
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
+
+
+def record_syncs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The paths of what is synced from now on."""
+    synced: set[str] = set()
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return synced
 
 
 def fail_file_syncs(monkeypatch: pytest.MonkeyPatch) -> None:

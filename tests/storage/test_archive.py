@@ -19,6 +19,7 @@ from modelreg.storage.writers import DIRECT_BYTES, SMALL_BYTES
 from tests.storage.surroundings import (
     LARGE,
     archive_at,
+    blobs_below,
     cancelled_at_every_step,
     fail_directory_syncs,
     fail_file_syncs,
@@ -28,6 +29,7 @@ from tests.storage.surroundings import (
     open_descriptors,
     pattern,
     record_of,
+    refuse_hard_links,
     store,
 )
 
@@ -61,6 +63,47 @@ async def test_what_was_stored_is_found_by_the_next(size: int, tmp_path: Path) -
         assert archive.blobs.read(digest, size) == content
         assert archive.blobs.is_sound(digest)
         assert stat.S_IMODE(archive._layout.blob(digest).stat().st_mode) == 0o440
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+async def test_a_file_system_without_hard_links(error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vfat, exFAT, and many in user space."""
+    refuse_hard_links(monkeypatch, error)
+    async with archive_at(tmp_path) as archive:
+        await archive.write_model(model_record("m"))
+        records = [await store(archive, "m", number, pattern(LARGE)) for number in (1, 2)]
+        records.append(await store(archive, "m", 3, b"small"))
+        assert len(files_below(tmp_path)) == 1 + 3 + 2  # the model's record, the versions', their contents
+        with pytest.raises(StorageFailed):
+            await store(archive, "m", 3, b"another")
+        assert not list((tmp_path / "tmp").iterdir())
+    async with archive_at(tmp_path) as archive:
+        assert archive.found[0].versions == records
+        assert archive.blobs.read(bytes.fromhex(records[0].sha256), LARGE) == pattern(LARGE)
+
+
+async def test_moved_while_it_is_served(tmp_path: Path) -> None:
+    """Another one that is started on the old path gets nothing of it."""
+    path = tmp_path / "archive"
+    async with archive_at(path) as archive:
+        await archive.write_model(model_record("m"))
+        async with archive.incoming(LARGE) as incoming:
+            path.rename(tmp_path / "moved")
+            async with archive_at(path) as other:
+                await other.write_model(model_record("other"))
+                await incoming.write(memoryview(pattern(LARGE)))
+                digest = await incoming.finish()
+                await archive.blobs.retain_for_commit(digest, LARGE)
+                await archive.install_large(incoming)
+                record = record_of("m", 1, pattern(LARGE))
+                await archive.store_version(record, incoming)
+                small = await store(archive, "m", 2, b"small")
+    async with archive_at(path) as archive:
+        assert [found.record.model_id for found in archive.found] == ["other"]
+    assert blobs_below(path) == set()
+    async with archive_at(tmp_path / "moved") as archive:
+        (found,) = archive.found
+        assert found.versions == [record, small]
 
 
 async def test_two_can_not_have_it(archive: Archive, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import structlog
 import trio
 import trio.testing
 
+from modelreg import renameat2
 from modelreg.errors import Unavailable
 from modelreg.storage import durable
 from modelreg.storage.archive import Archive
@@ -28,6 +29,8 @@ from tests.storage.surroundings import (
     no_free_descriptor,
     open_descriptors,
     pattern,
+    plain_user,
+    refuse_hard_links,
 )
 
 CONTENT = pattern(2 * READ_BYTES + 17)
@@ -106,7 +109,15 @@ def listener(path: Path) -> None:
     os.close(here)
 
 
-every_damage = pytest.mark.parametrize("damage", [flip, truncate, lengthen, empty, link, remove, pipe, listener])
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "something").touch()
+
+
+every_damage = pytest.mark.parametrize(
+    "damage", [flip, truncate, lengthen, empty, link, remove, pipe, listener, directory]
+)
 
 
 # Installing
@@ -266,6 +277,51 @@ async def test_healing_never_leaves_the_name_empty(
     monkeypatch.setattr(os, "fsync", fsync)
     blobs.install(temporary, DIGEST, SIZE)
     assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("damage", [flip, directory])
+async def test_healing_where_nothing_can_be_linked(
+    damage: Callable[[Path], None],
+    exchanges: bool,
+    archive: Archive,
+    blobs: BlobStore,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody else's file may be linked (fs.protected_hardlinks in proc(5)), no directory, and on some file systems nothing."""
+
+    def cannot(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    blobs.retain(DIGEST, SIZE)
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    damage(path)
+    inode = path.stat().st_ino
+    refuse_hard_links(monkeypatch, errno.EPERM)
+    if not exchanges:
+        monkeypatch.setattr(renameat2, "exchange", cannot)
+    blobs.install(temporary_file(archive), DIGEST, SIZE)
+    assert blobs.read(DIGEST, SIZE) == CONTENT
+    assert [place.stat().st_ino for place in (tmp_path / "quarantine").iterdir()] == [inode]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+async def test_a_blob_of_another_user_heals(archive: Archive, blobs: BlobStore, path: Path, tmp_path: Path) -> None:
+    blobs.retain(DIGEST, SIZE)
+    path.write_bytes(CONTENT[:-1] + b"!")
+    path.chmod(0o444)
+    with plain_user(tmp_path):
+        if os.geteuid() == 65534:
+            os.seteuid(0)
+            os.chown(path, 0, 0)
+            os.seteuid(65534)
+        temporary = temporary_file(archive)
+        blobs.install(temporary, DIGEST, SIZE)
+        assert blobs.read(DIGEST, SIZE) == CONTENT
+    (place,) = (tmp_path / "quarantine").iterdir()
+    assert place.read_bytes() == CONTENT[:-1] + b"!"
 
 
 async def test_without_a_free_descriptor_nothing_is_installed(archive: Archive, blobs: BlobStore, path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelreg.errors import ArchiveInUse, ArchiveUnusable
-from modelreg.storage import leftovers, recovery, sidecars
+from modelreg.storage import leftovers, lock, sidecars
 from modelreg.storage.layout import Layout
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
+from tests.storage.surroundings import plain_user, quick_directory
+
+# Names as the registry gives them.
+GOING, HALF, LINK = "a" * 32, "b" * 32, "c" * 32
 
 
 def add_blob(layout: Layout, content: bytes) -> Path:
@@ -21,19 +25,26 @@ def add_blob(layout: Layout, content: bytes) -> Path:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as path:  # which other users can reach
+        yield path
+
+
+@pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """An archive with one version, and one of everything that can go."""
     result = Layout(tmp_path / "archive")
-    os.close(recovery.lock(result))
+    lock.take(result).close()
     sidecars.write_model(result, ModelRecord(model_id="m", user_data={}, number_ceiling=0))
     digest = add_blob(result, b"wanted").name
     record = VersionRecord(model_id="m", version_number=1, creation_timestamp=0, sha256=digest, size=6, user_data={})
     sidecars.write_version(result, record)
     add_blob(result, b"unwanted")
-    (result.tmp / "half").write_bytes(b"half")
-    (result.tmp / "going" / "versions").mkdir(parents=True)
-    (result.tmp / "going" / "model.json").write_bytes(b"{}")
-    (result.tmp / "link").symlink_to("/etc")
+    (result.tmp / HALF).write_bytes(b"half")
+    (result.tmp / GOING / "versions").mkdir(parents=True)
+    (result.tmp / GOING / "model.json").write_bytes(b"{}")
+    (result.tmp / LINK).symlink_to("/etc")
+    (result.tmp / "somebody else's").touch()
     return result
 
 
@@ -46,37 +57,62 @@ def test_it_says_what_can_go(layout: Layout) -> None:
     with leftovers.open_leftovers(layout.root) as found:
         assert [(each.kind, Path(each.path).name[:5], each.size) for each in found.found] == [
             ("blob", hashlib.sha256(b"unwanted").hexdigest()[:5], 8),
-            ("unfinished", "going", 2),
-            ("unfinished", "half", 4),
-            ("unfinished", "link", 4),
+            ("unfinished", GOING[:5], 2),
+            ("unfinished", HALF[:5], 4),
+            ("unfinished", LINK[:5], 4),
         ]
         assert found.records_in_quarantine == 0
         with pytest.raises(ArchiveInUse):
-            recovery.lock(layout)
+            lock.take(layout)
     assert names(layout) == before
 
 
 def test_it_deletes_just_that(layout: Layout) -> None:
     with leftovers.open_leftovers(layout.root) as found:
-        leftovers.delete(layout.root, found.found)
-    assert names(layout) == {"FORMAT", "LOCK", "model.json", "0000000001.json", hashlib.sha256(b"wanted").hexdigest()}
+        leftovers.delete(found)
+    assert names(layout) == {
+        "FORMAT",
+        "LOCK",
+        "model.json",
+        "0000000001.json",
+        "somebody else's",
+        hashlib.sha256(b"wanted").hexdigest(),
+    }
     assert Path("/etc").is_dir()
     with leftovers.open_leftovers(layout.root) as found:
         assert found.found == []
 
 
 def test_not_beside_a_server(layout: Layout) -> None:
-    lock = recovery.lock(layout)
+    taken = lock.take(layout)
     try:
         with pytest.raises(ArchiveInUse), leftovers.open_leftovers(layout.root):
             pytest.fail("it must not")
     finally:
-        os.close(lock)
+        taken.close()
 
 
 def test_not_where_records_cannot_be_read(layout: Layout) -> None:
     layout.version_sidecar("m", 1).write_bytes(b"")
     with pytest.raises(ArchiveUnusable, match="modelreg verify"), leftovers.open_leftovers(layout.root):
+        pytest.fail("it must not")
+
+
+@pytest.mark.parametrize("name", ["models/m/versions/0000000001.json", "models/m/versions", "models/m"])
+def test_not_where_records_may_not_be_read(name: str, layout: Layout) -> None:
+    path = layout.root / name
+    mode = path.stat().st_mode
+    with plain_user(layout.root.parent):
+        path.chmod(0)
+        with pytest.raises(ArchiveUnusable, match="Permission denied: give"), leftovers.open_leftovers(layout.root):
+            pytest.fail("it must not")
+        path.chmod(mode)
+
+
+def test_not_where_a_model_is_elsewhere(layout: Layout, tmp_path: Path) -> None:
+    layout.model("m").rename(tmp_path / "elsewhere")
+    layout.model("m").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArchiveUnusable, match="it's a symbolic link"), leftovers.open_leftovers(layout.root):
         pytest.fail("it must not")
 
 

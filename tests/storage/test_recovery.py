@@ -1,31 +1,30 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
-from modelreg.log import silent_logger
-from modelreg.storage import durable, recovery, sidecars
+from modelreg.errors import ArchiveUnusable
+from modelreg.storage import durable, sidecars
 from modelreg.storage.layout import HIGHEST_NUMBER, Layout
 from modelreg.storage.recovery import NUMBERS_SKIPPED, ORPHAN_AGE, FoundModel
 from tests.storage.surroundings import (
-    fail_directory_syncs,
+    boot,
+    contents_below,
     files_below,
+    locked,
     model_record,
-    no_free_descriptor,
+    plain_user,
     quick_directory,
     record_of,
+    record_syncs,
 )
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -35,21 +34,6 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 def tmp_path() -> Iterator[Path]:
     with quick_directory() as path:
         yield path
-
-
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[Layout]:
-    layout = Layout(root)
-    lock = recovery.lock(layout)
-    try:
-        yield layout
-    finally:
-        os.close(lock)
-
-
-def boot(root: Path) -> dict[str, FoundModel]:
-    with locked(root) as layout:
-        return {found.record.model_id: found for found in recovery.recover(layout, silent_logger())}
 
 
 @pytest.fixture
@@ -101,174 +85,6 @@ def assert_second_boot_is_quiet(root: Path, first: dict[str, FoundModel]) -> Non
         assert max(again[model].highest_number, again[model].record.number_ceiling) == highest
 
 
-# The directory
-
-
-def test_a_new_directory_is_made_with_those_above_it(tmp_path: Path) -> None:
-    root = tmp_path / "some" / "where" / "new"
-    assert boot(root) == {}
-    assert json.loads((root / "FORMAT").read_text()) == {"format": "modelreg", "version": 1}
-    assert {path.name for path in root.iterdir()} == {"FORMAT", "LOCK", "blobs", "models", "tmp", "quarantine"}
-    assert len(list((root / "blobs" / "sha256").iterdir())) == 256
-    assert files_below(root) == set()
-
-
-def record_syncs(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The paths of what is synced from now on."""
-    synced: set[str] = set()
-    sync = os.fsync
-
-    def fsync(fd: int) -> None:
-        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
-        sync(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return synced
-
-
-def test_a_new_directory_is_synced_into_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = record_syncs(monkeypatch)
-    boot(tmp_path / "new" / "archive")
-    assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new" / "archive")} <= synced
-    assert str(tmp_path / "new" / "archive" / "blobs" / "sha256") in synced
-
-
-def test_a_fresh_volume_is_as_good_as_an_empty_directory(tmp_path: Path) -> None:
-    """mkfs makes lost+found, so the root of every mounted ext4 volume has it."""
-    (tmp_path / "lost+found").mkdir()
-    assert boot(tmp_path) == {}
-    assert (tmp_path / "lost+found").is_dir()
-
-
-FIRST_START = """
-import sys, os, pathlib
-from modelreg.storage import recovery
-from modelreg.storage.layout import Layout
-stop = int(sys.argv[2])
-calls = {"os.mkdir", "open", "os.rename", "os.truncate"}
-count = 0
-def hook(event, arguments):
-    global count
-    if event in calls and isinstance(arguments[0], (str, bytes, int, os.PathLike)) and sys.argv[1] in str(arguments[0]):
-        count += 1
-        if count > stop:
-            os._exit(9)
-sys.addaudithook(hook)
-recovery.lock(Layout(pathlib.Path(sys.argv[1])))
-"""
-
-
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5, 8, 11, 14, 100, 270, 272, 273, 274, 276])
-def test_a_first_start_that_was_killed_is_gone_on_with(calls: int, tmp_path: Path) -> None:
-    root = tmp_path / "archive"
-    subprocess.run([sys.executable, "-c", FIRST_START, str(root), str(calls)], check=False)
-    assert boot(root) == {}
-    assert files_below(root) == set()
-    assert len(list((root / "blobs" / "sha256").iterdir())) == 256
-
-
-@pytest.mark.parametrize("missing", ["models", "tmp", "quarantine", "blobs", "blobs/sha256/ab", "LOCK"])
-def test_a_part_that_is_missing_is_made_again(missing: str, root: Path) -> None:
-    path = root / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert boot(root) == {}
-    assert path.exists()
-
-
-def test_the_directory_is_held_while_it_is_open(root: Path) -> None:
-    with locked(root):
-        with pytest.raises(ArchiveInUse, match=f"in use by process {os.getpid()} on "):
-            recovery.lock(Layout(root))
-    with locked(root):
-        pass
-
-
-def test_a_holder_that_has_not_said_who_it_is(root: Path) -> None:
-    with locked(root):
-        os.truncate(root / "LOCK", 0)
-        with pytest.raises(ArchiveInUse, match="in use by another process"):
-            recovery.lock(Layout(root))
-
-
-def test_an_archive_of_cogments(tmp_path: Path) -> None:
-    model = tmp_path / "modèle ✓"
-    model.mkdir()
-    (model / "modèle ✓.yaml").write_text("model_id: modèle ✓\nuser_data: {}\n")
-    (model / "modèle ✓-v000001.data").write_bytes(b"data")
-    before = files_below(tmp_path)
-    with pytest.raises(ForeignArchive, match="Cogment Model Registry"):
-        recovery.lock(Layout(tmp_path))
-    assert files_below(tmp_path) == before
-    assert not (tmp_path / "LOCK").exists()
-
-
-@pytest.mark.parametrize("name", ["thesis.tex", "models.bak", ".hidden"])
-def test_somebody_elses_directory(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(ForeignArchive, match=name):
-        recovery.lock(Layout(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        (b'{"format": "modelreg", "version": 2}', ArchiveUnusable, "has format 2, this program knows format 1"),
-        (b'{"format": "other", "version": 1}', ForeignArchive, "belongs to 'other'"),
-        (b"", ForeignArchive, "FORMAT file that can't be read"),
-        (b"\xff\xfe", ForeignArchive, "FORMAT file that can't be read"),
-        (b"[]", ForeignArchive, "FORMAT file that can't be read"),
-        (b"{}", ForeignArchive, "FORMAT file that can't be read"),
-        (b"1", ForeignArchive, "FORMAT file that can't be read"),
-        (b"[" * 100_000, ForeignArchive, "FORMAT file that can't be read"),
-    ],
-)
-def test_another_format(text: bytes, error: type[Exception], message: str, root: Path) -> None:
-    (root / "FORMAT").write_bytes(text)
-    with pytest.raises(error, match=message):
-        recovery.lock(Layout(root))
-    assert (root / "FORMAT").read_bytes() == text
-
-
-def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ArchiveUnusable, match="can't be used: "):
-        recovery.lock(Layout(tmp_path / "file"))
-
-
-@pytest.mark.parametrize("part", ["models", "tmp", "quarantine", "blobs"])
-def test_a_file_in_the_place_of_a_part(part: str, root: Path) -> None:
-    (root / part).rename(root.parent / "elsewhere")
-    (root / part).touch()
-    with pytest.raises(ArchiveUnusable):
-        boot(root)
-
-
-def test_a_lock_that_leads_elsewhere(root: Path, tmp_path: Path) -> None:
-    (root / "LOCK").unlink()
-    (root / "LOCK").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ArchiveUnusable):
-        recovery.lock(Layout(root))
-    assert not (tmp_path / "elsewhere").exists()
-
-
-def test_directories_that_can_not_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "archive"
-    root.mkdir()
-    with monkeypatch.context() as broken:
-        fail_directory_syncs(broken)
-        with pytest.raises(ArchiveUnusable, match="could not be synced"):
-            recovery.lock(Layout(root))
-    assert boot(root) == {}, "and the lock is free"
-
-
-def test_without_a_free_descriptor(root: Path) -> None:
-    with no_free_descriptor(), pytest.raises(ArchiveUnusable):
-        recovery.lock(Layout(root))
-    with locked(root) as layout, no_free_descriptor(), pytest.raises(ArchiveUnusable):
-        recovery.recover(layout, silent_logger())
-
-
 # Records
 
 
@@ -288,13 +104,14 @@ def test_what_was_stored_is_there(layout: Layout, root: Path) -> None:
 def test_what_a_crash_left_unfinished_is_swept(layout: Layout, root: Path) -> None:
     make(layout, "m", [1])
     durable.write_sealed(layout.tmp, b"half an upload", 0o640)
-    going = layout.tmp / "0123abcd"
+    going = layout.tmp / ("0123abcd" * 4)
     make(layout, "deleted", [1])
     layout.model("deleted").rename(going)
-    (layout.tmp / "link").symlink_to(root)
+    (layout.tmp / ("11111111" * 4)).symlink_to(root)
+    (layout.tmp / "somebody else's").touch()
     found = boot(root)
     assert list(found) == ["m"]
-    assert not list(layout.tmp.iterdir())
+    assert [path.name for path in layout.tmp.iterdir()] == ["somebody else's"]
     assert (root / "FORMAT").exists()
 
 
@@ -437,8 +254,8 @@ def fail_to_read(monkeypatch: pytest.MonkeyPatch, path: Path, call: str, error: 
     real_open, real_read, file = os.open, os.read, path.stat()
 
     def open_(name: str | Path, flags: int, *args: int) -> int:
-        if call == "open" and Path(name) == path:
-            raise OSError(error, os.strerror(error))
+        if call == "open" and os.path.realpath(name) == str(path):
+            raise OSError(error, os.strerror(error), str(name))
         return real_open(name, flags, *args)
 
     def read(fd: int, size: int) -> bytes:
@@ -451,34 +268,107 @@ def fail_to_read(monkeypatch: pytest.MonkeyPatch, path: Path, call: str, error: 
 
 
 unreadable = pytest.mark.parametrize(
-    ("call", "error"), [("open", errno.EIO), ("open", errno.EACCES), ("read", errno.EIO)]
+    ("call", "error"),
+    [
+        *[
+            ("open", error)
+            for error in (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.ESTALE)
+        ],
+        *[("read", error) for error in (errno.EIO, errno.ESTALE)],
+    ],
 )
 
 
 @unreadable
-def test_a_sidecar_that_can_not_be_read_goes_to_quarantine(
-    call: str, error: int, layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["sidecar", "model record"])
+def test_a_record_that_can_not_be_read_ends_the_boot(
+    call: str, error: int, kind: str, layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(layout, "m", [1, 2, 3])
-    make(layout, "other", [1])
+    make(layout, "m", [1, 2, 3], ceiling=100)
+    path = layout.version_sidecar("m", 3) if kind == "sidecar" else layout.model_record("m")
+    before = contents_below(root)
     with monkeypatch.context() as broken:
-        fail_to_read(broken, layout.version_sidecar("m", 3), call, error)
-        found = boot(root)
-    assert numbers(found["m"]) == [1, 2]
-    assert found["m"].highest_number == 3
-    assert numbers(found["other"]) == [1]
-    assert quarantined(root) == ["m+versions+0000000003.json"]
-    assert_second_boot_is_quiet(root, found)
+        fail_to_read(broken, path, call, error)
+        with pytest.raises(ArchiveUnusable, match=f"{path}: {os.strerror(error)}: "):
+            boot(root)
+    assert contents_below(root) == before
+    found = boot(root)
+    assert numbers(found["m"]) == [1, 2, 3]
+    assert found["m"].record == model_record("m", 100)
 
 
-@unreadable
-def test_a_model_record_that_can_not_be_read_is_restored_and_kept(
-    call: str, error: int, layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FORMAT",
+        "LOCK",
+        "models",
+        "models/m",
+        "models/m/model.json",
+        "models/m/versions",
+        "models/m/versions/0000000002.json",
+        "tmp",
+        "quarantine",
+        "blobs",
+        "blobs/sha256",
+        "blobs/sha256/ab",
+        "a blob",
+    ],
+)
+def test_what_the_user_may_not_read_is_named(name: str, layout: Layout, root: Path) -> None:
+    """As after a backup that root has restored."""
+    make(layout, "m", [1, 2])
+    blob = layout.blob(hashlib.sha256(b"m 2").digest())
+    path = blob if name == "a blob" else root / name
+    before = contents_below(root)
+    mode = path.stat().st_mode
+    with plain_user(root.parent):
+        path.chmod(0)
+        with pytest.raises(
+            ArchiveUnusable, match="Permission denied: give the directory to the server's user"
+        ) as caught:
+            boot(root)
+        path.chmod(mode)
+        assert str(path) in str(caught.value)
+        assert f"chown -R {os.geteuid()}:{os.getegid()} {root})" in str(caught.value)
+        assert contents_below(root) == before
+        assert numbers(boot(root)["m"]) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["models/m", "models/m/versions", "blobs/sha256/ab"])
+def test_what_the_user_may_not_write_is_named(name: str, layout: Layout, root: Path) -> None:
+    make(layout, "m", [1])
+    with plain_user(root.parent):
+        (root / name).chmod(0o550)
+        with pytest.raises(ArchiveUnusable, match=f"{root / name}: Permission denied"):
+            boot(root)
+
+
+@pytest.mark.parametrize("name", ["models/m", "models/m/versions"])
+def test_a_symbolic_link_to_a_directory_ends_the_boot(name: str, layout: Layout, root: Path, tmp_path: Path) -> None:
+    """Without the model its blobs would be taken for such as nothing refers to."""
+    make(layout, "m", [1])
+    blob = layout.blob(hashlib.sha256(b"m 1").digest())
+    age(blob, 2 * ORPHAN_AGE)
+    (root / name).rename(tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    garbage_elsewhere = tmp_path / "elsewhere" / "0000000009.json"
+    garbage_elsewhere.write_bytes(b"{")
+    with pytest.raises(
+        ArchiveUnusable, match=f"{root / name}: it's a symbolic link: put what it leads to in its place"
+    ):
+        boot(root)
+    assert blob.exists()
+    assert garbage_elsewhere.exists()
+
+
+def test_a_bad_model_record_that_may_not_be_linked_is_kept(
+    layout: Layout, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(layout, "m", [1, 5], ceiling=100)
+    garbage(layout.model_record("m"))
     before = layout.model_record("m").read_bytes()
     with monkeypatch.context() as broken:
-        fail_to_read(broken, layout.model_record("m"), call, error)
         broken.setattr(os, "link", refuse_links(layout.quarantine))  # fs.protected_hardlinks, of somebody else's file
         found = boot(root)
     assert numbers(found["m"]) == [1, 5]
@@ -492,7 +382,7 @@ def refuse_links(directory: Path) -> Callable[..., None]:
     real_link = os.link
 
     def link(path: Path, other: Path, **options: bool) -> None:
-        if Path(other).parent == directory:
+        if os.path.realpath(other.parent) == str(directory):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         real_link(path, other, **options)
 
@@ -508,19 +398,21 @@ def test_a_bad_sidecar_that_can_not_be_moved_stays_and_so_does_its_blob(
     rename = Path.rename
 
     def broken_rename(path: Path, other: Path) -> Path:
-        if path == layout.version_sidecar("m", 2):
+        if os.path.realpath(path) == str(layout.version_sidecar("m", 2)):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return rename(path, other)
 
+    good = layout.version_sidecar("m", 2).read_bytes()
+    garbage(layout.version_sidecar("m", 2))
     with monkeypatch.context() as broken:
-        fail_to_read(broken, layout.version_sidecar("m", 2), "read", errno.EIO)
         broken.setattr(Path, "rename", broken_rename)
         found = boot(root)
     assert numbers(found["m"]) == [1]
     assert found["m"].highest_number == 2
     assert blob.exists()
     assert quarantined(root) == []
-    assert numbers(boot(root)["m"]) == [1, 2], "it could be read after all"
+    layout.version_sidecar("m", 2).write_bytes(good)
+    assert numbers(boot(root)["m"]) == [1, 2], "a person has put it right"
 
 
 def test_a_ceiling_stays_below_the_last_number(layout: Layout, root: Path) -> None:

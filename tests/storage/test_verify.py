@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,10 +14,11 @@ import pytest
 
 from modelreg.errors import ArchiveInUse, ArchiveUnusable, ForeignArchive
 from modelreg.log import silent_logger
-from modelreg.storage import hashing, inspection, recovery, sidecars, verify
+from modelreg.storage import hashing, inspection, lock, recovery, sidecars, verify
 from modelreg.storage.layout import Layout
 from modelreg.storage.sidecars import ModelRecord, VersionRecord
 from modelreg.storage.verify import Report
+from tests.storage.surroundings import plain_user, quick_directory
 
 CONTENTS = {1: b"one", 2: b"two" * 1_000_000, 3: b""}
 
@@ -38,10 +40,16 @@ def version(number: int, **changes: object) -> VersionRecord:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as path:  # which other users can reach
+        yield path
+
+
+@pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """An archive that no server runs on, with a model of three versions."""
     result = Layout(tmp_path / "archive")
-    os.close(recovery.lock(result))
+    lock.take(result).close()
     sidecars.write_model(result, ModelRecord(model_id="m", user_data={}, number_ceiling=0))
     for number, content in CONTENTS.items():
         blob = result.blob(digest(number))
@@ -53,9 +61,9 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def in_use(layout: Layout) -> Iterator[None]:
-    lock = recovery.lock(layout)
+    taken = lock.take(layout)
     yield
-    os.close(lock)
+    taken.close()
 
 
 def everything(layout: Layout) -> dict[str, bytes]:
@@ -175,7 +183,7 @@ def test_what_is_no_damage(layout: Layout) -> None:
     (layout.models / "unfinished" / "versions").mkdir(parents=True)
     (layout.models / "note.txt").touch()
     (layout.blobs / "ab" / "note.txt").touch()
-    (layout.tmp / "half").write_bytes(b"half a file")
+    (layout.tmp / ("ab" * 16)).write_bytes(b"half a file")
     orphan = layout.blob(hashlib.sha256(b"orphan").digest())
     orphan.write_bytes(b"orphan")
     before = everything(layout)
@@ -203,12 +211,42 @@ def test_beside_a_server_it_only_reads(layout: Layout) -> None:
 def test_meanwhile_nobody_else_gets_the_lock(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     def look(_: int) -> bytes:
         with pytest.raises(ArchiveInUse):
-            recovery.lock(layout)
+            lock.take(layout)
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(hashing, "sha256", look)
     report = verify.verify(layout)
     assert {damage.reason for damage in report.damage} == {"it can't be read (Input/output error)"}
+
+
+def test_what_can_not_be_read_is_left_where_it_is(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = everything(layout)
+    with monkeypatch.context() as broken:
+        broken.setattr(hashing, "sha256", fail)
+        report = verify.verify(layout, repair=True)
+    assert kinds(report) == ["unreadable blob"] * 3
+    assert not any(damage.repaired for damage in report.damage)
+    assert everything(layout) == before
+    assert verify.verify(layout).damage == []
+
+
+@pytest.mark.parametrize("name", ["a blob", "models/m/model.json", "models/m/versions", "blobs/sha256/ab"])
+@pytest.mark.parametrize("repair", [True, False])
+def test_what_the_user_may_not_read_is_no_damage(name: str, repair: bool, layout: Layout) -> None:
+    path = layout.blob(digest(1)) if name == "a blob" else layout.root / name
+    before = everything(layout)
+    mode = path.stat().st_mode
+    with plain_user(layout.root.parent):
+        path.chmod(0)
+        with pytest.raises(
+            ArchiveUnusable, match=f"{path}: Permission denied: give the directory to the server's user"
+        ):
+            verify.verify(layout, repair=repair)
+        path.chmod(mode)
+    assert everything(layout) == before
 
 
 class Meanwhile:
@@ -283,10 +321,10 @@ def test_a_model_whose_record_comes_after_it_was_looked_for(layout: Layout, monk
 
 
 def test_no_archive_there(tmp_path: Path) -> None:
-    with pytest.raises(ArchiveUnusable, match="No such file"):
+    with pytest.raises(ArchiveUnusable, match="holds no archive: name one"):
         verify.verify(Layout(tmp_path / "nothing"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArchiveUnusable, match="is empty"):
+    with pytest.raises(ArchiveUnusable, match="holds no archive"):
         verify.verify(Layout(tmp_path / "empty"))
     (tmp_path / "empty" / "FORMAT").write_text(json.dumps({"format": "another", "version": 1}))
     with pytest.raises(ForeignArchive):
