@@ -27,7 +27,7 @@ class Download:
     timeout: float | None = None
 
     async def run(self) -> None:
-        """Fill the target.
+        """Fill the target. An attempt that is cut off is made again, and goes on where the last one was.
 
         Raises:
             CallFailed: it can't be had.
@@ -35,13 +35,23 @@ class Download:
         """
         if self.progress is not None:
             self.progress(0, self.info.size)
-        await self.rpc.patiently(self._attempt)
+        self.target.restart()
+        await self.rpc.patiently(self._attempt, progress=lambda: self.target.received)
 
     async def _attempt(self) -> None:
         info, target = self.info, self.target
-        target.restart()
-        chunks = DataChunks(target.write)
+        known = target.received  # from attempts before this one
         call: Call | None = None
+
+        def write(data: memoryview) -> None:
+            nonlocal known
+            if known:
+                skipped = min(known, len(data))
+                known -= skipped
+                data = data[skipped:]
+            target.write(data)
+
+        chunks = DataChunks(write)
 
         def take(data: memoryview) -> None:
             before = target.received

@@ -4,7 +4,7 @@
     Refused            the request can't be right                        fix the program, or the endpoint
     Denied             the token is missing, unknown or may not do this  give the endpoint another token
     Exhausted          the registry's disk or memory is full             make room, or raise the option it names
-    Unavailable        nobody answers, or is about to stop               try again later
+    Unavailable        no registry answers, or the call is cut off       try again later
     OutcomeUnknown     as Unavailable, but it may have been done          look before doing it again
     DeadlineExceeded   not done within the timeout                       try again with more time
     Damaged            the bytes aren't those of the version             store it again from the original
@@ -40,7 +40,7 @@ class Exhausted(RegistryError):
 
 
 class Unavailable(RegistryError):
-    """Nobody answers at the endpoint, or is about to stop. Nothing has been changed: try again later."""
+    """No registry answers at the endpoint, or the call was cut off on its way. Nothing was stored or deleted: try again later."""
 
 
 class OutcomeUnknown(RegistryError):
@@ -61,7 +61,7 @@ class Damaged(RegistryError):
 
 
 class Failed(RegistryError):
-    """The registry has a fault of its own. The cause is in its log."""
+    """The registry has a fault of its own, and the cause is in its log; or something else answered, as the message then says."""
 
 
 _BY_CODE: dict[Code, type[RegistryError]] = {
@@ -83,4 +83,6 @@ _BY_CODE: dict[Code, type[RegistryError]] = {
 
 def error_of(failure: CallFailed) -> RegistryError:
     """The exception for a call that failed."""
+    if failure.cut:
+        return Unavailable(str(failure))
     return _BY_CODE.get(failure.code, Failed)(str(failure))

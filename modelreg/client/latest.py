@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from modelreg.client.errors import DeadlineExceeded, RegistryError, Unavailable
+from modelreg.client.errors import DeadlineExceeded, Denied, Refused, RegistryError, Unavailable
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff
@@ -42,6 +42,9 @@ class TrackedModel:
         except RegistryError as error:
             logger.warning("model %r isn't tracked any more: %s", self.name, error)
             self.error = error
+        except Exception as error:  # noqa: BLE001  # `get` raises it
+            logger.exception("model %r isn't tracked any more: please report this", self.name)
+            self.error = error
         finally:
             self.error = self.error or RuntimeError(
                 f"model {self.name!r} isn't tracked any more: the client was closed"
@@ -58,6 +61,8 @@ class TrackedModel:
             except (Unavailable, DeadlineExceeded) as error:
                 logger.info("the latest iteration of model %r can't be had yet: %s", self.name, error)
                 await anyio.sleep(backoff.pause())
+            except (Denied, Refused):
+                raise  # of the next iteration, too
             except RegistryError as error:
                 logger.warning("the latest iteration of model %r can't be had: %s", self.name, error)
                 return
@@ -80,16 +85,25 @@ class TrackedModel:
         self._changed.set()
         self._changed = anyio.Event()
 
+    def check(self) -> None:
+        """Raise what has ended the tracking, if it has ended: the latest iteration known here may not be the latest."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # which would grow with each time that it's raised
+
     async def wait(self, newer_than: int) -> None:
         """Until an iteration with a higher number is the latest. Raises what has ended the tracking."""
+        self.check()
         while self.latest is None or self.latest[1].iteration <= newer_than:
-            if self.error is not None:
-                raise self.error
             await self._changed.wait()
+            self.check()
 
 
 class LatestModel:
     """The latest iteration of a model that is available here, from `ModelRegistry.track_latest_model`.
+
+    Tracking goes on through restarts and lost connections. It ends when the registry says that it's over (the model was
+    deleted, the token isn't valid any more) and with the client. From then on all methods raise the error that ended it,
+    as the iteration that was the latest may be old. The same model can be tracked anew.
 
     Attributes:
         name: of the model.
@@ -103,14 +117,15 @@ class LatestModel:
         """The latest iteration's data, and what is known of it. Waits for the first one only.
 
         Raises:
-            RegistryError: there is none, and will be none: the model was deleted, for example.
+            RegistryError: the model isn't tracked any more.
         """
         await self.wait_for_available()
         assert self._tracked.latest is not None
         return self._tracked.latest
 
     def now(self) -> tuple[Any, ModelIterationInfo] | None:
-        """What `get` would give, None where it would wait. May be asked from any thread."""
+        """What `get` would give, None where it would wait. May be asked from any thread. Raises as `get`."""
+        self._tracked.check()
         return self._tracked.latest
 
     def is_deserialized(self) -> bool:
@@ -118,7 +133,8 @@ class LatestModel:
         return self._tracked.deserialize is not None
 
     def is_available(self) -> bool:
-        """Whether there is an iteration, so that `get` doesn't wait."""
+        """Whether there is an iteration, so that `get` doesn't wait. Raises as `get`."""
+        self._tracked.check()
         return self._tracked.latest is not None
 
     async def wait_for_available(self) -> None:

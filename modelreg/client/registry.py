@@ -308,9 +308,15 @@ class ModelRegistry:
     # Models and iterations
 
     async def remove_model(self, name: str, *, timeout: float | None = None) -> None:
-        """Delete a model name with all its iterations. Raises `NotFound` where there is none."""
+        """Delete a model name with all its iterations.
+
+        Raises:
+            NotFound: there is no such model.
+            OutcomeUnknown: the connection was lost, and it may have been deleted. The call isn't made again by itself, as it
+                could delete what was stored meanwhile.
+        """
         self._known.discard(name)
-        await self._rpc.unary("DeleteModel", api.DeleteModelRequest(model_id=name), api.DeleteModelReply, timeout)
+        await self._rpc.unary_once("DeleteModel", api.DeleteModelRequest(model_id=name), api.DeleteModelReply, timeout)
 
     async def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """All models."""

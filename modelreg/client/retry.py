@@ -34,8 +34,11 @@ class Backoff:
 
 
 def transient(failure: CallFailed) -> bool:
-    """Whether the same call may succeed later, for a call that does no harm when done twice."""
-    return failure.code == Code.UNAVAILABLE
+    """Whether the same call may succeed later, for a call that does no harm when done twice.
+
+    That is where the server says so, and where it has said nothing: proxies end streams in many ways.
+    """
+    return failure.cut or failure.code == Code.UNAVAILABLE
 
 
 @attrs.frozen

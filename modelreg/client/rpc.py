@@ -10,7 +10,7 @@ import anyio
 import attrs
 from google.protobuf.message import DecodeError
 
-from modelreg.client.errors import error_of
+from modelreg.client.errors import OutcomeUnknown, error_of
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, Patience, transient
 from modelreg.client.transport.channel import Channel, deadline
@@ -77,31 +77,61 @@ class Rpc:
         with translated(), deadline(timeout):
             return await self.patiently(lambda: self.once(method, request, reply, timeout))
 
+    async def unary_once(
+        self, method: str, request: Message, reply: MessageType[R_co], timeout: float | None = None
+    ) -> R_co:
+        """Make a call that may do harm when it's made twice: again only where the registry can't have acted on it.
+
+        Raises `RegistryError`, of which `OutcomeUnknown` is a kind.
+        """
+        timeout = self.limit(timeout)
+        with translated(), deadline(timeout):
+            try:
+                return await self.patiently(
+                    lambda: self.once(method, request, reply, timeout),
+                    again=lambda failure: transient(failure) and not failure.delivered,
+                )
+            except CallFailed as failure:
+                if transient(failure) and failure.delivered:
+                    raise OutcomeUnknown(f"{method} may have been done, or not: {failure}") from None
+                raise
+
     async def patiently(
-        self, attempt: Callable[[], Awaitable[T]], *, again: Callable[[CallFailed], bool] = transient
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        again: Callable[[CallFailed], bool] = transient,
+        progress: Callable[[], int] = int,
     ) -> T:
         """Make an attempt until it succeeds, fails in a way that isn't worth another one, or patience is over.
+
+        The last attempt is made when patience ends. Patience begins anew when `progress` has grown since the last failure.
 
         Raises what the last attempt raised.
         """
         backoff = Backoff()
         began = anyio.current_time()
         until: float | None = None
+        done = progress()
         while True:
             try:
                 return await attempt()
             except CallFailed as failure:
                 if not again(failure):
                     raise
+                if progress() > done:
+                    done = progress()
+                    until = None
+                    backoff.reset()
                 if until is None:
                     seconds = self.seconds_of_patience
                     until = (anyio.current_time() if failure.connected else began) + seconds
                     if self.channel.reached and seconds:
                         logger.info("%s: trying again for %g s", failure, seconds)
-                pause = backoff.pause()
-                if anyio.current_time() + pause > until:
+                left = until - anyio.current_time()
+                if left <= 0:
                     raise
-            await anyio.sleep(pause)
+            await anyio.sleep(min(left, backoff.pause()))
 
     @property
     def seconds_of_patience(self) -> float:

@@ -43,7 +43,7 @@ class Target(Protocol):
     has_room: bool
 
     def restart(self) -> None:
-        """Begin anew, after a connection was lost."""
+        """Forget what came: begin at the first byte."""
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes. Raises `StreamFault` when they are more than expected."""

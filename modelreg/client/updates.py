@@ -2,6 +2,12 @@
 
 A stream of updates begins with the newest iteration only. So after an interruption, and wherever numbers are skipped (the original Model
 Registry tells of the newest only), those in between are listed. What isn't available any more isn't told of.
+
+A proxy ends a stream on which nothing has come for a while: 60 s in nginx, 5 minutes in Envoy. Its clients' PINGs don't
+count, and the server's count in some proxies only. So a watch asks the registry, by the metadata `modelreg-watch-keepalive`,
+for an empty message every `Timing.watch_keepalive` seconds. Once one has come, its silence is noticed, too: a proxy goes on
+answering PINGs when the registry behind it has died. Registries that don't know the metadata ignore it. A watch that is cut
+off is begun again.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import threading
 from collections import OrderedDict, deque
 
 import anyio
+from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from modelreg.api import model_registry_pb2 as api
@@ -25,6 +32,15 @@ from modelreg.client.transport.status import CallFailed, Code
 
 PAGE = 500
 REMEMBERED = 256
+
+KEEPALIVE = "modelreg-watch-keepalive"
+"""Metadata: how many seconds of silence end with an empty message."""
+
+SILENT_TURNS = 3
+"""A registry that has sent such messages is taken for dead when so many in a row are missing."""
+
+HELD_SECONDS = 2.0
+"""A call that is cut off after that had reached a registry: where a proxy finds none, it says so at once."""
 
 
 class IterationUpdates:
@@ -41,9 +57,11 @@ class IterationUpdates:
         self._known: OrderedDict[int, ModelIterationInfo] = OrderedDict()  # the last ones told of
         self._ready: deque[ModelIterationInfo] = deque()
         self._call: Call | None = None
+        self._began = 0.0  # the call
+        self._kept_alive = False  # an empty message has come on it
         self._thread = threading.get_ident()
         self._first_of_call = True
-        self._patient_until: float | None = None
+        self._patient_until = 0.0  # set when the first one is waited for
         self._backoff = Backoff()
         self._told = False  # of an update, since the last interruption
 
@@ -55,22 +73,24 @@ class IterationUpdates:
 
         Raises:
             NotFound: there is no such model, or it has been deleted.
-            Unavailable: nobody answers, and nobody has before.
+            Unavailable: no registry answers, and none has before.
         """
-        if self._patient_until is None:
-            self._patient_until = anyio.current_time() + self._rpc.seconds_of_patience
+        if not self._patient_until:
+            self._be_patient()
         while not self._ready:
             try:
                 await self._more()
             except CallFailed as failure:
+                if self._call is not None and anyio.current_time() - self._began > HELD_SECONDS:
+                    self._be_patient()
                 self._hang_up()
-                pause = self._backoff.pause()
-                if not transient(failure) or anyio.current_time() + pause > self._patient_until:
+                left = self._patient_until - anyio.current_time()
+                if not _passes(failure) or left <= 0:
                     raise error_of(failure) from None
                 if self._told:
                     logger.info("%s: waiting for it to be back", failure)
                     self._told = False
-                await anyio.sleep(pause)
+                await anyio.sleep(min(left, self._backoff.pause()))
             except BaseException:
                 self._hang_up()
                 raise
@@ -89,6 +109,11 @@ class IterationUpdates:
         if threading.get_ident() == self._thread:  # the call belongs to an event loop, which is that thread's
             self._hang_up()
 
+    def _be_patient(self) -> None:
+        """Let patience begin now, if it isn't endless already."""
+        self._backoff.reset()
+        self._patient_until = max(self._patient_until, anyio.current_time() + self._rpc.seconds_of_patience)
+
     def _hang_up(self) -> None:
         if self._call is not None:
             self._call.__exit__(None, None, None)
@@ -98,21 +123,39 @@ class IterationUpdates:
         """Wait for an update, and put what it means into `_ready`."""
         if self._call is None:
             self._call = await self._dial()
+            self._began = anyio.current_time()
+            self._kept_alive = False
             self._first_of_call = True
-        message = await self._call.receive()
+        message = await self._receive(self._call)
         if message is None:
             raise CallFailed(Code.UNAVAILABLE, "the registry has ended the updates")
+        try:
+            update = api.VersionUpdateReply.FromString(message)
+        except DecodeError:
+            raise CallFailed(Code.INTERNAL, "an update is no valid message") from None
         self._patient_until = math.inf  # it's there; should it go, it will be back
         self._backoff.reset()
+        if not update.HasField("version_info"):
+            self._kept_alive = True
+            return
         self._told = True
-        info = ModelIterationInfo.of(api.VersionUpdateReply.FromString(message).version_info)
+        info = ModelIterationInfo.of(update.version_info)
         self._ready.extend(await self._since(info))
         self._first_of_call = False
 
     async def _dial(self) -> Call:
-        call = await self._rpc.channel.call(SERVICE + "VersionUpdate")
+        silence = self._rpc.channel.timing.watch_keepalive
+        metadata = [(KEEPALIVE, f"{silence:.3f}")] if silence else []
+        call = await self._rpc.channel.call(SERVICE + "VersionUpdate", metadata=metadata)
         call.send_last(api.VersionUpdateRequest(model_id=self._name).SerializeToString())
         return call
+
+    async def _receive(self, call: Call) -> bytes | None:
+        """The next message of the call; None after the last."""
+        silence = SILENT_TURNS * self._rpc.channel.timing.watch_keepalive if self._kept_alive else math.inf
+        with anyio.move_on_after(silence):
+            return await call.receive()
+        raise CallFailed(Code.UNAVAILABLE, f"the registry doesn't answer: nothing came for {silence:g} s")
 
     async def _since(self, info: ModelIterationInfo) -> list[ModelIterationInfo]:
         """What hasn't been told of yet, up to an iteration that is available now."""
@@ -151,3 +194,8 @@ class IterationUpdates:
                 break
             first = page[-1].iteration + 1
         return found
+
+
+def _passes(failure: CallFailed) -> bool:
+    """Whether a watch goes on after a failure. The deadline is that of listing; a watch has none."""
+    return transient(failure) or failure.code == Code.DEADLINE_EXCEEDED

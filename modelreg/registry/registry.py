@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
@@ -223,15 +224,15 @@ class Registry:
             stack.callback(blobs.release, version.digest, version.size)
             yield await open_blob(version, self._archive, stack)
 
-    def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+    def watch(self, model_id: str, *, silence: float = math.inf) -> AsyncGenerator[VersionInfo | None, None]:
         """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become
-        available.
+        available. None where there was nothing for *silence* seconds.
 
         What it returns raises, besides what all methods do, NotFound when the model is deleted, and Unavailable when
         the registry stops.
         """
         model = self._model(model_id)
-        return self._watches.follow(model, lambda: model is self._models.get(model_id))
+        return self._watches.follow(model, lambda: model is self._models.get(model_id), silence)
 
     def stop_watches(self) -> None:
         """End every watch, now and from now on, as the registry is about to close."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 
+import trio
+
 from modelreg.errors import Unavailable
 from modelreg.registry.model import Model, no_model
 from modelreg.registry.records import VersionInfo
@@ -26,8 +28,12 @@ class Watches:
         self.running = 0
         self.stopped = False
 
-    async def follow(self, model: Model, is_there: Callable[[], bool]) -> AsyncGenerator[VersionInfo, None]:
+    async def follow(
+        self, model: Model, is_there: Callable[[], bool], silence: float
+    ) -> AsyncGenerator[VersionInfo | None, None]:
         """The newest version at once, if there is one, then each newer one, in order, as they become available.
+
+        None where there was nothing for *silence* seconds.
 
         Raises:
             NotFound: *is_there* says that the model has been deleted.
@@ -46,7 +52,10 @@ class Watches:
                     seen = version.number
                     yield version
                 else:
-                    await model.changed.wait()
+                    with trio.move_on_after(silence) as waiting:
+                        await model.changed.wait()
+                    if waiting.cancelled_caught:
+                        yield None
                 version = model.versions.after(seen)
         finally:
             self.running -= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 
 from modelreg.api import model_registry_pb2 as api
@@ -12,6 +14,13 @@ from modelreg.storage.digests import from_base64, to_base64
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"
+
+
+# Metadata of a watch: how many seconds of silence end with an empty message, so that proxies don't take it for idle.
+WATCH_KEEPALIVE_KEY = "modelreg-watch-keepalive"
+
+SHORTEST_SILENCE = 1.0
+"""Seconds; watches that ask for less get this."""
 
 
 def model_message(model: ModelInfo) -> api.ModelInfo:
@@ -56,6 +65,19 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
         )
         raise InvalidArgument(msg)
     return values[0]
+
+
+def watch_silence(metadata: Iterable[tuple[str, str | bytes]]) -> float:
+    """The seconds of silence after which a watch wants an empty message; infinite for those that don't ask.
+
+    Other clients would take an empty message for a version. Raises InvalidArgument for what isn't a number of seconds.
+    """
+    values = [value for name, value in metadata if name == WATCH_KEEPALIVE_KEY and isinstance(value, str)]
+    if not values:
+        return math.inf
+    if len(values) > 1 or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", values[0], re.ASCII):
+        raise InvalidArgument(f"metadata {WATCH_KEEPALIVE_KEY} has to be one number of seconds, 20 for example")
+    return max(SHORTEST_SILENCE, float(values[0]))
 
 
 def _digest(data_hash: str) -> bytes | None:

@@ -15,7 +15,7 @@ from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
-from modelreg.services.messages import model_message, upload_header, version_message
+from modelreg.services.messages import model_message, upload_header, version_message, watch_silence
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
 from modelreg.transport import FileMessage, LandsData, Request
@@ -143,11 +143,12 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                     yield FileMessage(data_chunk_prefix(end - start), reader.fd, start, end - start)
 
     async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
-        self, message: api.VersionUpdateRequest
+        self, message: api.VersionUpdateRequest, request: Request
     ) -> AsyncGenerator[api.VersionUpdateReply, None]:
-        async with aclosing(self._registry.watch(message.model_id)) as versions:
+        silence = watch_silence(request.custom_metadata)
+        async with aclosing(self._registry.watch(message.model_id, silence=silence)) as versions:
             async for version in versions:
-                yield api.VersionUpdateReply(version_info=version_message(version))
+                yield api.VersionUpdateReply(version_info=None if version is None else version_message(version))
 
     async def Version(self, message: common_pb2.VersionRequest) -> common_pb2.VersionInfo:
         return VERSIONS

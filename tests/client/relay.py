@@ -65,6 +65,8 @@ class Relay:
             except OSError:
                 client.close()
                 continue
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._pairs.append((client, server))
             self._start(self._pump, client, server, False)
             self._start(self._pump, server, client, True)
@@ -76,6 +78,9 @@ class Relay:
                 muted = muted or (from_server and self._mute.is_set())
                 if not muted:
                     drain.sendall(data)
+        self._close(source, drain, from_server)
+
+    def _close(self, source: socket.socket, drain: socket.socket, from_server: bool) -> None:
         for end in (source, drain):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

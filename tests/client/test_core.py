@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelreg.client.transport.core import MAX_FRAME_BYTES, STREAM_WINDOW, Core
-from modelreg.client.transport.status import Code
+from modelreg.client.transport.pages import PAGE_BYTES
+from modelreg.client.transport.status import Code, Outcome
 from modelreg.transport import frames
 from modelreg.transport.faults import ConnectionFault, ErrorCode, StreamFault
 
@@ -103,7 +104,7 @@ def test_a_call_and_its_answer(peer: Peer) -> None:
     assert peer.core.streams == 1
     peer.answer(stream, b"rep", b"ly")
     assert stream.received == b"reply"
-    assert stream.outcome == (Code.OK, "")
+    assert stream.outcome == Outcome(Code.OK, "")
     assert peer.core.streams == 0
 
 
@@ -115,7 +116,7 @@ def test_however_the_bytes_are_cut(piece: Any) -> None:
     peer.begin(stream, [b"request"], True)
     peer.answer(stream, b"reply", b"", b"more")
     assert stream.received == b"replymore"
-    assert stream.outcome == (Code.OK, "")
+    assert stream.outcome == Outcome(Code.OK, "")
 
 
 def test_headers_alone_are_an_answer(peer: Peer) -> None:
@@ -123,25 +124,94 @@ def test_headers_alone_are_an_answer(peer: Peer) -> None:
     fields = [*RESPONSE, (b"grpc-status", b"5"), (b"grpc-message", b"no model %22%C3%A4%22")]
     peer.h2.send_headers(stream.number, fields, end_stream=True)
     peer.exchange()
-    assert stream.outcome == (Code.NOT_FOUND, 'no model "ä"')
+    assert stream.outcome == Outcome(Code.NOT_FOUND, 'no model "ä"')
+
+
+GRPC = (b"content-type", b"application/grpc")
 
 
 @pytest.mark.parametrize(
-    ("fields", "code"),
+    ("fields", "code", "cut"),
     [
-        ([(b":status", b"503")], Code.UNAVAILABLE),
-        ([(b":status", b"404")], Code.UNIMPLEMENTED),
-        ([(b":status", b"302")], Code.UNKNOWN),
-        ([(b":status", b"200")], Code.UNKNOWN),
-        ([(b":status", b"200"), (b"grpc-status", b"77")], Code.UNKNOWN),
-        ([(b":status", b"200"), (b"grpc-status", b"x")], Code.UNKNOWN),
+        ([(b":status", b"503")], Code.UNAVAILABLE, True),
+        ([(b":status", b"404")], Code.UNIMPLEMENTED, False),
+        ([(b":status", b"302")], Code.UNKNOWN, False),
+        ([(b":status", b"x")], Code.UNKNOWN, False),
+        ([(b":status", b"200")], Code.UNKNOWN, False),
+        ([(b":status", b"200"), GRPC], Code.UNKNOWN, True),
+        ([(b":status", b"200"), (b"grpc-status", b"77")], Code.UNKNOWN, False),
+        ([(b":status", b"200"), (b"grpc-status", b"x")], Code.UNKNOWN, False),
+        ([(b":status", b"415"), (b"grpc-status", b"3")], Code.INVALID_ARGUMENT, False),
     ],
 )
-def test_answers_of_others(peer: Peer, fields: Any, code: Any) -> None:
+def test_answers_of_others(peer: Peer, fields: Any, code: Any, cut: Any) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, fields, end_stream=True)
     peer.exchange()
     assert stream.outcome[0] == code
+    assert stream.outcome.cut is cut
+
+
+HTML = [(b":status", b"502"), (b"content-type", b"text/html")]
+
+
+@pytest.mark.parametrize("end", ["END_STREAM", "trailers", "RST_STREAM"])
+def test_a_page_is_no_message(peer: Peer, end: str) -> None:
+    stream = peer.call(b"request")
+    peer.h2.send_headers(stream.number, HTML)
+    for piece in (b"<html>\x01\x02", b"<h1>Bad ", b"Gateway</h1>"):
+        peer.h2.send_data(stream.number, piece)
+    if end == "trailers":
+        peer.h2.send_headers(stream.number, [(b"x", b"y")], end_stream=True)
+    elif end == "END_STREAM":
+        peer.h2.end_stream(stream.number)
+    else:
+        peer.h2.reset_stream(stream.number, ErrorCode.INTERNAL_ERROR)
+    peer.exchange()
+    assert stream.received == b""
+    assert stream.outcome == Outcome(
+        Code.UNAVAILABLE, "HTTP status 502 Bad Gateway instead of a gRPC answer (Bad Gateway)", cut=True
+    )
+
+
+@pytest.mark.parametrize("length", [b"0", b"5", b"6"])
+def test_a_content_length_is_no_ones_business(peer: Peer, length: bytes) -> None:
+    """h2 counts the DATA that it sees, and it sees none."""
+    stream = peer.call(b"request")
+    peer.h2.send_headers(stream.number, [*RESPONSE, (b"content-length", length)])
+    peer.core.receive(memoryview(peer.h2.data_to_send()))
+    peer.core.receive(memoryview(frames.frame_header(5, frames.DATA, 0, stream.number) + b"reply"))
+    peer.core.receive(memoryview(frames.frame_header(0, frames.DATA, frames.END_STREAM, stream.number)))
+    assert stream.received == b"reply"
+    assert stream.outcome.cut
+
+
+def test_a_page_without_end_is_not_waited_for(peer: Peer) -> None:
+    stream, other = peer.call(b"1"), peer.call(b"2")
+    peer.h2.send_headers(stream.number, HTML)
+    peer.h2.send_data(stream.number, bytes(PAGE_BYTES - 1))
+    peer.exchange()
+    unfinished: Any = stream.outcome
+    assert unfinished is None
+    peer.h2.send_data(stream.number, bytes(10))
+    peer.h2.send_data(stream.number, bytes(10))
+    peer.exchange()
+    assert stream.outcome[0] == Code.UNAVAILABLE
+    assert peer.saw(h2.events.StreamReset, stream)[0].error_code == ErrorCode.CANCEL
+    peer.answer(other)
+    assert other.outcome == Outcome(Code.OK, "")
+
+
+@pytest.mark.parametrize("piece", [1, 5, 100])
+def test_an_answer_in_http1(piece: int) -> None:
+    core = Core()
+    text = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n"
+    with pytest.raises(ConnectionFault):
+        for start in range(0, len(text), piece):
+            core.receive(memoryview(text[start : start + piece]))
+    if piece == 100:
+        assert core.http1 is not None
+        assert core.http1.code == Code.UNIMPLEMENTED
 
 
 def test_the_servers_windows_and_frame_size_are_kept() -> None:
@@ -236,7 +306,7 @@ def test_padding_counts(peer: Peer) -> None:
 def test_an_answer_before_the_request_has_ended(peer: Peer) -> None:
     stream = peer.call(b"request", end=False)
     peer.answer(stream, trailers=[(b"grpc-status", b"3"), (b"grpc-message", b"enough")])
-    assert stream.outcome == (Code.INVALID_ARGUMENT, "enough")
+    assert stream.outcome == Outcome(Code.INVALID_ARGUMENT, "enough")
     assert not stream.delivered
     assert peer.saw(h2.events.StreamReset, stream)[0].error_code == ErrorCode.NO_ERROR
     peer.core.send(stream, [b"more"], end=True)
@@ -245,21 +315,24 @@ def test_an_answer_before_the_request_has_ended(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reset", "code", "delivered"),
+    ("reset", "code", "delivered", "cut"),
     [
-        (ErrorCode.REFUSED_STREAM, Code.UNAVAILABLE, False),
-        (ErrorCode.CANCEL, Code.CANCELLED, True),
-        (ErrorCode.ENHANCE_YOUR_CALM, Code.RESOURCE_EXHAUSTED, True),
-        (ErrorCode.PROTOCOL_ERROR, Code.INTERNAL, True),
-        (99, Code.INTERNAL, True),
+        (ErrorCode.REFUSED_STREAM, Code.UNAVAILABLE, False, True),
+        (ErrorCode.CANCEL, Code.CANCELLED, True, True),
+        (ErrorCode.ENHANCE_YOUR_CALM, Code.RESOURCE_EXHAUSTED, True, True),
+        (ErrorCode.PROTOCOL_ERROR, Code.INTERNAL, True, True),
+        (ErrorCode.INADEQUATE_SECURITY, Code.PERMISSION_DENIED, True, False),
+        (ErrorCode.HTTP_1_1_REQUIRED, Code.INTERNAL, True, False),
+        (99, Code.INTERNAL, True, True),
     ],
 )
-def test_resets(peer: Peer, reset: Any, code: Any, delivered: Any) -> None:
+def test_resets(peer: Peer, reset: Any, code: Any, delivered: Any, cut: Any) -> None:
     stream = peer.call(b"request")
     peer.h2.reset_stream(stream.number, reset)
     peer.exchange()
     assert stream.outcome[0] == code
     assert stream.delivered is delivered
+    assert stream.outcome.cut is cut
 
 
 def test_a_cancelled_call(peer: Peer) -> None:
@@ -276,7 +349,7 @@ def test_a_cancelled_call(peer: Peer) -> None:
     peer.core.receive(memoryview(late))
     peer.answer(other, b"fine")
     assert other.received == b"fine"
-    assert other.outcome == (Code.OK, "")
+    assert other.outcome == Outcome(Code.OK, "")
     assert stream.received == b""
 
 
@@ -299,7 +372,7 @@ def test_what_the_caller_can_not_take_ends_the_call(peer: Peer) -> None:
     peer.h2.send_headers(stream.number, RESPONSE)
     peer.h2.send_data(stream.number, b"data")
     peer.exchange()
-    assert stream.outcome == (Code.INTERNAL, "too much")
+    assert stream.outcome == Outcome(Code.INTERNAL, "too much")
     assert peer.saw(h2.events.StreamReset, stream)
 
 
@@ -311,7 +384,7 @@ def test_goaway_lets_accepted_calls_finish(peer: Peer) -> None:
     assert not second.delivered
     assert first.outcome is None
     peer.answer(first, b"fine")
-    assert first.outcome == (Code.OK, "")
+    assert first.outcome == Outcome(Code.OK, "")
 
 
 def test_goaway_for_too_many_pings(peer: Peer) -> None:
@@ -322,7 +395,7 @@ def test_goaway_for_too_many_pings(peer: Peer) -> None:
 def test_a_lost_connection_ends_all_calls(peer: Peer) -> None:
     complete, cut = peer.call(b"1"), peer.call(b"2", end=False)
     peer.core.lost("gone")
-    assert complete.outcome == cut.outcome == (Code.UNAVAILABLE, "gone")
+    assert complete.outcome == cut.outcome == Outcome(Code.UNAVAILABLE, "gone")
     assert complete.delivered
     assert not cut.delivered
 
@@ -381,7 +454,7 @@ def test_a_window_update_that_can_not_be_ends_its_stream_only(peer: Peer) -> Non
     assert stream.outcome[0] == Code.INTERNAL
     peer.exchange()
     peer.answer(other)
-    assert other.outcome == (Code.OK, "")
+    assert other.outcome == Outcome(Code.OK, "")
 
 
 @settings(max_examples=200, deadline=None)

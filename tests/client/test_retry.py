@@ -8,10 +8,14 @@ import attrs
 import pytest
 import trio
 
+from modelreg.client.errors import Unavailable
 from modelreg.client.retry import Patience
 from modelreg.client.rpc import Rpc
+from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import Channel
+from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.updates import IterationUpdates
 
 NOBODY = CallFailed(Code.UNAVAILABLE, "nobody there", connected=False)
 LOST = CallFailed(Code.UNAVAILABLE, "lost")
@@ -61,8 +65,34 @@ async def test_a_server_that_was_there_is_waited_for_longer(autojump_clock: Any,
     began = trio.current_time()
     with pytest.raises(CallFailed):
         await rpc(reached=reached).patiently(attempts)
-    assert seconds - 5 <= trio.current_time() - began <= seconds
+    assert trio.current_time() - began == seconds  # the last attempt is made when patience ends
     assert attempts.made < 30
+
+
+async def test_updates_use_all_of_their_patience_too(autojump_clock: Any) -> None:
+    class Nobody:
+        reached = True
+        timing = Timing()
+
+        async def call(self, path: str, **options: Any) -> Call:
+            raise NOBODY
+
+    updates = IterationUpdates(Rpc(cast(Channel, Nobody()), Patience(known=31.7)), "m")
+    began = trio.current_time()
+    with pytest.raises(Unavailable):
+        await anext(updates)
+    assert trio.current_time() - began == 31.7
+
+
+@pytest.mark.parametrize("further", [True, False])
+async def test_patience_begins_anew_with_progress(autojump_clock: Any, further: bool) -> None:
+    attempts = Attempts([(20, LOST)] * 5)
+    made = rpc(reached=True).patiently(attempts, progress=lambda: attempts.made if further else 0)
+    if further:
+        assert await made == "done"
+    else:
+        with pytest.raises(CallFailed, match="lost"):
+            await made
 
 
 async def test_a_server_that_is_lost_again_and_again_is_given_up(autojump_clock: Any) -> None:

@@ -398,6 +398,7 @@ async def test_a_deletion_cancelled_at_any_step_is_whole(registry: Registry, tmp
 async def follow(registry: Registry, count: int, seen: list[int], model_id: str = "m") -> None:
     async with aclosing(registry.watch(model_id)) as versions:
         async for version in versions:
+            assert version is not None
             assert registry.version(model_id, version.number) == version
             seen.append(version.number)
             if version.number == count:
@@ -605,15 +606,21 @@ async def test_a_deletion_that_fails_changes_nothing(registry: Registry, monkeyp
 # Watches
 
 
+async def next_number(versions: AsyncIterator[VersionInfo | None]) -> int:
+    version = await anext(versions)
+    assert version is not None
+    return version.number
+
+
 async def test_a_watch_begins_with_the_newest(registry: Registry) -> None:
     for _ in range(3):
         await add(registry)
     async with aclosing(registry.watch("m")) as versions:
-        assert (await anext(versions)).number == 3
+        assert await next_number(versions) == 3
         await add(registry)
         await add(registry, stored=False)
         assert registry.statistics().watchers == 1
-        assert [(await anext(versions)).number, (await anext(versions)).number] == [4, 5]
+        assert [await next_number(versions), await next_number(versions)] == [4, 5]
     assert registry.statistics().watchers == 0
 
 
@@ -630,15 +637,33 @@ async def test_a_watch_of_an_empty_model_waits(registry: Registry, nursery: trio
     assert seen == [1]
 
 
+async def test_a_watch_tells_of_silence_and_misses_nothing(
+    registry: Registry, autojump_clock: trio.testing.MockClock
+) -> None:
+    await add(registry)
+    began = trio.current_time()
+    async with aclosing(registry.watch("m", silence=20)) as versions:
+        assert await next_number(versions) == 1
+        for turn in (1, 2):
+            assert await anext(versions) is None
+            assert trio.current_time() - began == 20 * turn
+        await add(registry)  # nothing waits for it
+        assert await next_number(versions) == 2
+        assert await anext(versions) is None
+        await registry.delete_model("m")
+        with pytest.raises(NotFound):
+            await anext(versions)
+
+
 async def test_a_slow_watcher_passes_over_what_is_gone(tmp_path: Path) -> None:
     async with registry_at(tmp_path, max_items=2) as registry:
         await registry.create_or_update_model("m", {})
         async with aclosing(registry.watch("m")) as versions:
             await add(registry, stored=False)
-            assert (await anext(versions)).number == 1
+            assert await next_number(versions) == 1
             for _ in range(5):
                 await add(registry, stored=False)
-            assert [(await anext(versions)).number, (await anext(versions)).number] == [5, 6]
+            assert [await next_number(versions), await next_number(versions)] == [5, 6]
 
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["waiting", "reading slowly"])
@@ -647,7 +672,7 @@ async def test_a_watch_ends(end: str, waiting: bool, registry: Registry, nursery
     await add(registry)
     expected = Unavailable if end == "stopping" else NotFound
     versions = registry.watch("m")
-    assert (await anext(versions)).number == 1
+    assert await next_number(versions) == 1
     ended = trio.Event()
 
     async def wait() -> None:

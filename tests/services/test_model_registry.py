@@ -6,9 +6,13 @@ import base64
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
+import attrs
 import pytest
+import trio
+import trio.testing
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -196,3 +200,42 @@ def test_request_id() -> None:
 def test_request_id_that_is_none_too_long_or_not_one_is_refused(values: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="modelreg-request-id"):
         upload_header(api.ModelVersionInfo(), [("modelreg-request-id", value) for value in values])
+
+
+# Idle watches
+
+
+async def replies_until(
+    servicer: ModelRegistryServicer, seconds: float, *metadata: tuple[str, str]
+) -> list[api.VersionUpdateReply]:
+    """What a watch of a new model is sent in so many seconds."""
+    model = api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id="m"))
+    await servicer.CreateOrUpdateModel(model, NO_REQUEST)
+    request = attrs.evolve(NO_REQUEST, custom_metadata=metadata)
+    replies: list[api.VersionUpdateReply] = []
+    with trio.move_on_after(seconds):
+        async with aclosing(servicer.VersionUpdate(api.VersionUpdateRequest(model_id="m"), request)) as watch:
+            async for reply in watch:
+                replies.append(reply)  # noqa: PERF401  # kept when the time is over
+    return replies
+
+
+@pytest.mark.parametrize(("asked", "times"), [("20", 3), ("30.5", 2), ("0", 70), ("0.001", 70), ("999999999", 0)])
+async def test_watch_that_asks_is_kept_alive(
+    servicer: ModelRegistryServicer, autojump_clock: trio.testing.MockClock, asked: str, times: int
+) -> None:
+    replies = await replies_until(servicer, 70.5, ("modelreg-watch-keepalive", asked))
+    assert replies == [api.VersionUpdateReply()] * times
+    assert all(reply.SerializeToString() == b"" for reply in replies)
+
+
+async def test_watch_that_does_not_ask_hears_of_versions_only(
+    servicer: ModelRegistryServicer, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert await replies_until(servicer, 1e6) == []
+
+
+@pytest.mark.parametrize("values", [[""], ["x"], ["-1"], ["inf"], ["nan"], ["1e3"], ["²"], ["9" * 10], ["20", "20"]])
+async def test_watch_that_asks_for_no_seconds_is_refused(servicer: ModelRegistryServicer, values: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="modelreg-watch-keepalive"):
+        await replies_until(servicer, 1, *(("modelreg-watch-keepalive", value) for value in values))

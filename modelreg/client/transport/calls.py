@@ -78,8 +78,8 @@ class Call:
     def check(self) -> None:
         """Raise `CallFailed` when the call has ended with another status than OK."""
         outcome = self._stream.outcome
-        if outcome is not None and outcome[0] != Code.OK:
-            raise CallFailed(*outcome, delivered=self._stream.delivered)
+        if outcome is not None and outcome.code != Code.OK:
+            raise CallFailed(outcome.code, outcome.message, delivered=self._stream.delivered, cut=outcome.cut)
 
     async def wait(self) -> None:
         """Until something has changed."""

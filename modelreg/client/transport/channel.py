@@ -36,6 +36,7 @@ class Channel:
         background: where their tasks run.
 
     Attributes:
+        timing: of its connections.
         reached: whether there has been a connection on which the server answered.
     """
 
@@ -49,7 +50,7 @@ class Channel:
     ) -> None:
         self._resolve = resolve
         self._metadata = encode(metadata)
-        self._timing = timing
+        self.timing = timing
         self._background = background
         self._connections: list[tuple[Connection, Address]] = []
         self._connecting = anyio.Lock()
@@ -103,10 +104,14 @@ class Channel:
             async with self._connecting:
                 found = self._usable()
                 if found is None:
-                    address = await self._resolve()
+                    try:
+                        address = await self._resolve()
+                    except CallFailed as failure:
+                        failure.delivered = False  # of this call, whatever became of the question
+                        raise
                     if self._closed:
                         raise CallFailed(Code.CANCELLED, "the client has been closed", delivered=False)
-                    found = (await open_connection(address, self._timing, self._background), address)
+                    found = (await open_connection(address, self.timing, self._background), address)
                     self._connections.append(found)
                     self.reached = True
         return found
@@ -116,7 +121,7 @@ class Channel:
             raise CallFailed(Code.CANCELLED, "the client has been closed", delivered=False)
         for connection, _ in self._connections:
             if connection.too_many_pings:  # a server that wants fewer gets half as many from now on
-                self._timing = attrs.evolve(self._timing, keepalive=self._timing.keepalive * 2)
+                self.timing = attrs.evolve(self.timing, keepalive=self.timing.keepalive * 2)
         self._connections = [found for found in self._connections if not found[0].closing]
         return next((found for found in self._connections if found[0].usable), None)
 

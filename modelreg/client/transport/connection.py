@@ -43,6 +43,11 @@ class Timing:
     keepalive_timeout: float = 15.0
     """A server that sends nothing for so long after it is taken for dead."""
 
+    watch_keepalive: float = 20.0
+    """A registry that has nothing new to tell to a watch is to send an empty message as often, so that proxies
+    don't take it for idle; 0 for never. See `modelreg.client.updates`.
+    """
+
 
 class Connection:
     """An open connection. Made by `open_connection`."""
@@ -59,7 +64,7 @@ class Connection:
         self._sending = False
         self._name = str(address)
         self._reason = f"the connection to {self._name} was closed"
-        self._error: OSError | None = None
+        self._error: OSError | CallFailed | None = None
         self._task: BackgroundTask | None = None
 
     @property
@@ -110,7 +115,7 @@ class Connection:
         Raises:
             OSError: the connection was lost before. A kind of it is `ssl.SSLError`: in TLS 1.3 it's now that a server says that
                 it doesn't take the client's certificate.
-            CallFailed: the server ended it, or doesn't speak HTTP/2.
+            CallFailed: the server ended it, or doesn't speak HTTP/2. An answer in HTTP/1 gives its status.
         """
         while not self.usable or not self._core.greeted:
             if self._error is not None:
@@ -143,6 +148,9 @@ class Connection:
             await task()  # type: ignore[operator]
         except ConnectionFault as fault:
             self._reason = f"the server at {self._name} doesn't keep to HTTP/2: {fault}"
+            if (http1 := self._core.http1) is not None:
+                self._reason = f"{self._name} answers with {http1.message}"
+                self._error = CallFailed(http1.code, self._reason, delivered=False, connected=False, cut=http1.cut)
         except OSError as error:
             self._reason = f"the connection to {self._name} was lost: {error.strerror or error}"
             self._error = error

@@ -24,7 +24,8 @@ import h2.exceptions
 import h2.settings
 import h2.stream
 
-from modelreg.client.transport.status import Code, from_fields, from_reset
+from modelreg.client.transport.pages import PAGE_BYTES, Page, http1_refusal, page_of
+from modelreg.client.transport.status import Code, Outcome, from_fields, from_reset
 from modelreg.transport import frames
 from modelreg.transport.faults import ConnectionFault, ErrorCode, StreamFault
 
@@ -61,7 +62,7 @@ class Stream:
     Attributes:
         deposit: takes payload, a view that is valid during the call only. May raise `StreamFault`.
         wake: something has changed: headers, room to send, the end.
-        outcome: status and message, once it has ended.
+        outcome: how it ended, once it has.
         delivered: the server may have all of the request, and hasn't said that it ignores it.
         queued: bytes still to be sent.
     """
@@ -75,6 +76,7 @@ class Stream:
         "number",
         "outbox",
         "outcome",
+        "page",
         "queued",
         "unreturned",
         "wake",
@@ -91,7 +93,8 @@ class Stream:
         self.ending = False  # END_STREAM follows what is queued
         self.delivered = False
         self.fields: dict[bytes, bytes] = {}
-        self.outcome: tuple[Code, str] | None = None
+        self.outcome: Outcome | None = None
+        self.page: Page | None = None  # what comes in place of a gRPC response
         self.window = STREAM_WINDOW  # what the server may still send
         self.unreturned = 0  # consumed, but not yet given back to it
 
@@ -132,6 +135,7 @@ class Core:
         self.too_many_pings = False
         self.greeted = False
         """Whether the server's SETTINGS have come, the first that it has to send."""
+        self._opening = bytearray()  # what has come before them
         self.pongs = 0
 
     # Asked by calls
@@ -182,7 +186,7 @@ class Core:
         if stream.number in self._streams:
             self._reset(stream, code)
             stream.delivered = stream.delivered or (stream.ending and not stream.outbox)
-            self._over(stream, Code.CANCELLED, "cancelled by the caller")
+            self._over(stream, Outcome(Code.CANCELLED, "cancelled by the caller"))
 
     def ping(self, payload: bytes = b"modelreg") -> None:
         """Ask the server whether it's there; an answer counts up `pongs`."""
@@ -197,7 +201,7 @@ class Core:
         self.going_away = self.going_away or reason
         self._turn.clear()
         for stream in list(self._streams.values()):
-            self._over(stream, Code.UNAVAILABLE, reason)
+            self._over(stream, Outcome(Code.UNAVAILABLE, reason))
 
     # Sending
 
@@ -264,7 +268,14 @@ class Core:
 
     def receive(self, data: memoryview) -> None:
         """Take in bytes from the server. Raises `ConnectionFault`, after which the connection has to be closed."""
+        if not self.greeted:
+            self._opening += data[: PAGE_BYTES - len(self._opening)]
         self._splitter.feed(data)
+
+    @property
+    def http1(self) -> Outcome | None:
+        """What the server's answer means where it's HTTP/1's, which `receive` raises `ConnectionFault` for."""
+        return http1_refusal(bytes(self._opening))
 
     def data_begins(self, stream_id: int, length: int, end_stream: bool) -> Callable[[memoryview], None] | None:
         self._received += length
@@ -288,7 +299,7 @@ class Core:
                 stream.wake()
             except StreamFault as fault:
                 self._reset(stream, fault.code)
-                self._over(stream, Code.INTERNAL, str(fault))
+                self._over(stream, Outcome(Code.INTERNAL, str(fault)))
 
         return deposit
 
@@ -300,6 +311,9 @@ class Core:
             self.consumed(stream, padding)
         if end_stream:
             self._to_h2(frames.frame_header(0, frames.DATA, frames.END_STREAM, stream_id))
+        elif stream.page is not None and stream.page.full:
+            self._reset(stream, ErrorCode.CANCEL)
+            self._over(stream, stream.page.outcome)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
@@ -313,7 +327,9 @@ class Core:
             self._goaway(raw)
         elif kind in (frames.HEADERS, frames.CONTINUATION, frames.SETTINGS, frames.RST_STREAM):
             self._to_h2(raw)
-            self.greeted = self.greeted or kind == frames.SETTINGS
+            if kind == frames.SETTINGS and not self.greeted:
+                self.greeted = True
+                self._opening.clear()
         # PRIORITY is of no meaning to a client, and extensions are to be ignored.
 
     def _window_update(self, stream_id: int, increment: int) -> None:
@@ -328,7 +344,7 @@ class Core:
             size = stream.handle.outbound_flow_control_window + increment
             if increment == 0 or size > MAX_WINDOW:
                 self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-                self._over(stream, Code.INTERNAL, "the server sent a WINDOW_UPDATE that can't be")
+                self._over(stream, Outcome(Code.INTERNAL, "the server sent a WINDOW_UPDATE that can't be"))
                 return
             stream.handle.outbound_flow_control_window = size
 
@@ -340,7 +356,7 @@ class Core:
         self.too_many_pings = code == ErrorCode.ENHANCE_YOUR_CALM and "too_many_pings" in debug
         for stream in [stream for stream in self._streams.values() if stream.number > last]:
             stream.ending = False  # whatever was sent of it is ignored (RFC 9113, section 6.8)
-            self._over(stream, Code.UNAVAILABLE, self.going_away, delivered=False)
+            self._over(stream, Outcome(Code.UNAVAILABLE, self.going_away), delivered=False)
 
     def _to_h2(self, raw: bytes) -> None:
         try:
@@ -356,30 +372,35 @@ class Core:
                 continue
             if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
                 stream.fields.update(event.headers)
+                if isinstance(event, h2.events.ResponseReceived):
+                    stream.handle._expected_content_length = None  # noqa: SLF001  # h2 sees no DATA to count
+                    stream.page = page_of(stream.fields)
+                    if stream.page is not None:
+                        stream.deposit = stream.page.feed
                 stream.wake()
             elif isinstance(event, h2.events.StreamEnded):
                 self._answered(stream)
             elif isinstance(event, h2.events.StreamReset):
-                code, message = from_reset(int(event.error_code))
-                refused = int(event.error_code) == ErrorCode.REFUSED_STREAM
-                self._over(stream, code, message, delivered=False if refused else None)
+                number = int(event.error_code)
+                outcome = from_reset(number) if stream.page is None else stream.page.outcome
+                self._over(stream, outcome, delivered=False if number == ErrorCode.REFUSED_STREAM else None)
 
     def _answered(self, stream: Stream) -> None:
         if not stream.ending or stream.outbox:  # the server wants no more of the request
             self._reset(stream, ErrorCode.NO_ERROR)
-        self._over(stream, *from_fields(stream.fields))
+        self._over(stream, from_fields(stream.fields) if stream.page is None else stream.page.outcome)
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
         self._control += frames.rst_stream(stream.number, code)
         stream.handle.state_machine.process_input(_SEND_RST_STREAM)
 
-    def _over(self, stream: Stream, code: Code, message: str, *, delivered: bool | None = None) -> None:
+    def _over(self, stream: Stream, outcome: Outcome, *, delivered: bool | None = None) -> None:
         """The stream has ended: keep no more of it than how."""
         if delivered is not None:
             stream.delivered = delivered
         stream.outbox.clear()
         stream.queued = 0
-        stream.outcome = (code, message)
+        stream.outcome = outcome
         del self._streams[stream.number]
         record = self._h2.streams.pop(stream.number, None)
         if record is not None:
