@@ -274,4 +274,5 @@ def _limits(settings: Settings, logger: Logger) -> Limits:
         max_header_bytes=settings.max_header_bytes,
         handshake_timeout=settings.handshake_timeout,
         idle_timeout=settings.idle_timeout,
+        stall_timeout=settings.stall_timeout,
     )

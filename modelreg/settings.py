@@ -363,6 +363,15 @@ class Settings:
         meaning="After how many seconds without a call a client is asked to close its connection; its next call "
         "opens another.",
     )
+    stall_timeout: int = _option(
+        env="COGMENT_MODEL_REGISTRY_STALL_TIMEOUT",
+        metavar="SECONDS",
+        default=300,
+        default_text="300",
+        convert=_number(1, _MAX_COUNT),
+        meaning="After how many seconds a call ends whose client sends, or takes, less than 4 KiB meanwhile, though the "
+        "server waits for it.",
+    )
     authentication_token_file: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
         metavar="FILE",

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "max_concurrent_streams": (("1", 1), ("100", 100), ["0", str(1 << 31), "many"]),
     "handshake_timeout": (("1", 1), ("60", 60), ["0", "1.5", "10s"]),
     "idle_timeout": (("1", 1), ("86400", 86400), ["0", "1.5", "1h"]),
+    "stall_timeout": (("1", 1), ("86400", 86400), ["0", "1.5", "1h"]),
     "authentication_token_file": (("./tokens", Path("tokens")), ("/a b", Path("/a b")), ["a\0b", ".", ""]),
     "tls_certificate": (("./server.pem", Path("server.pem")), ("/a b", Path("/a b")), ["a\0b", ".", ""]),
     "tls_key": (("./server.key", Path("server.key")), ("/a b", Path("/a b")), ["a\0b", ".", ""]),
@@ -75,6 +76,7 @@ VARIABLES = {
     "max_concurrent_streams": "COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
     "handshake_timeout": "COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
     "idle_timeout": "COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
+    "stall_timeout": "COGMENT_MODEL_REGISTRY_STALL_TIMEOUT",
     "authentication_token_file": "COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
     "tls_certificate": "COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
     "tls_key": "COGMENT_MODEL_REGISTRY_TLS_KEY",
@@ -92,7 +94,7 @@ VARIABLES = {
 def test_the_transports_limits_are_options_with_the_same_defaults() -> None:
     limits = attrs.asdict(Limits())
     shared = limits.keys() & {option.name for option in OPTIONS}
-    assert len(shared) == 6
+    assert len(shared) == 7
     assert {name: getattr(Settings(), name) for name in shared} == {name: limits[name] for name in shared}
 
 

@@ -22,7 +22,7 @@ from .buffers import Allowance, Buffer, BufferPool
 from .calls import Call, Gate, Logger
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
-from .limits import Limits
+from .limits import PROGRESS, Limits
 from .messages import MessageDecoder
 from .outbound import Plan
 from .requests import Request
@@ -122,6 +122,7 @@ class Connection:
                 self.core.outbound.done(self._plan)
             for stream in self.core.streams.values():
                 stream.drop_inbox()
+            self.core.streams.clear()
             with trio.CancelScope(shield=True):
                 await self.wire.aclose()
 
@@ -374,7 +375,7 @@ class Connection:
                 self._cancel()
                 return
             self._check_peer(now)
-            self._check_streams(now)
+            self._check_calls(now)
         except Exception as error:
             self._shared.logger.exception("a connection failed", exc_info=error)
             self._cancel()
@@ -393,16 +394,15 @@ class Connection:
         elif not self.calls and now - self._busy > limits.idle_timeout:
             self.drain()
 
-    def _check_streams(self, now: float) -> None:
-        core = self.core
-        for stream in list(core.streams.values()):
-            if not stream.out_bytes:
-                continue
-            if stream.stalled_since is None:
-                stream.stalled_since = now
-            elif now - stream.stalled_since > self._shared.limits.stream_stall_timeout:
-                core.abort(stream, ErrorCode.CANCEL)
-        self._start_calls()
+    def _check_calls(self, now: float) -> None:
+        timeout = self._shared.limits.stall_timeout
+        for call in self.calls.values():
+            if call.stream.is_stalled(now, timeout):
+                call.cancel(
+                    StatusCode.DEADLINE_EXCEEDED,
+                    f"the client {'took' if call.stream.out_bytes else 'sent'} less than {PROGRESS} bytes "
+                    f"in {timeout:g} seconds: the server waits no longer (--stall_timeout)",
+                )
 
     def _is_dead(self, now: float) -> bool:
         limits = self._shared.limits
@@ -411,6 +411,6 @@ class Connection:
         if self._partial_since is not None and now - self._partial_since > limits.handshake_timeout:
             return True
         blocked = self.wire.blocked_since
-        if blocked is not None and now - blocked > limits.stall_timeout:
+        if blocked is not None and now - blocked > limits.socket_stall_timeout:
             return True
         return self.core.ping_pending and self._heard < self._pinged and now - self._pinged > limits.keepalive_timeout

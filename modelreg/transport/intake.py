@@ -106,7 +106,9 @@ class Requests(LandsData):
                 self._messages.finish()
                 raise StopAsyncIteration
             else:
+                stream.awaits_request = True
                 await self._signal.wait()
+                stream.awaits_request = False
 
     async def only(self) -> object:
         """The message of a call that takes exactly one."""

@@ -251,7 +251,7 @@ class Outbound:
         if taken:
             engine.window -= taken
             handle.outbound_flow_control_window -= taken
-            stream.stalled_since = None
+            stream.sent_total += taken
             if not stream.in_plan:
                 stream.in_plan = True
                 plan.streams.append(stream)

@@ -5,6 +5,8 @@ handler takes it; only then does the peer get the credit back, so the inbox is n
 receive buffer, or copies where they are small, and small ones that follow each other share a copy: a thousand DATA frames
 of one byte are one entry.
 
+Progress. While the client is to blame for waiting (`out_bytes`, `awaits_request`), `is_stalled` says whether it moves too little.
+
 Sending. `out` holds pieces of messages in order, `trailers` what follows them. The scheduler (`outbound`) cuts frames from
 them as windows and socket allow.
 """
@@ -18,6 +20,7 @@ from typing import Protocol
 
 from ._h2 import StreamHandle
 from .buffers import Buffer
+from .limits import PROGRESS
 from .requests import Request
 
 SMALL_PAYLOAD = 4096
@@ -72,6 +75,9 @@ class Stream:
     """The state of one stream; no I/O. `outbound` and `core` change it."""
 
     __slots__ = (
+        "_moved",
+        "_waits_since",
+        "awaits_request",
         "buffered",
         "closed",
         "consumed",
@@ -93,7 +99,7 @@ class Stream:
         "remote_ended",
         "request",
         "reset_code",
-        "stalled_since",
+        "sent_total",
         "trailers",
         "wake_reader",
         "wake_sender",
@@ -114,6 +120,7 @@ class Stream:
         self.credit_since_growth = 0
         self.wants_window = False  # may it borrow?
         self.remote_ended = False
+        self.awaits_request = False  # does the handler wait for more of it?
         self.landing: Landing | None = None  # where its data goes past the inbox, if the handler has said so
         self.wake_reader: Callable[[], None] = nothing
         # sending
@@ -125,11 +132,13 @@ class Stream:
         self.trailers: bytes | None = None
         self.queued = False  # in the scheduler's round?
         self.parked = False  # waits for pages to be read
-        self.stalled_since: float | None = None
+        self.sent_total = 0
         self.wake_sender: Callable[[], None] = nothing
         # both
         self.closed = False  # nothing can be sent any more
         self.reset_code: int | None = None  # the peer's, or ours
+        self._waits_since: float | None = None  # since when the call has waited for the client without progress,
+        self._moved = 0  # and what it had received and sent by then
 
     def deposit(self, payload: memoryview, buffer: Buffer | None) -> None:
         """Keep a payload until the handler takes it."""
@@ -147,6 +156,16 @@ class Stream:
             if buffer is not None:
                 buffer.refs += 1
             inbox.append((payload, buffer))
+
+    def is_stalled(self, now: float, timeout: float) -> bool:
+        """Whether the call has waited for the client for so long, and moved less than `PROGRESS` bytes. To be asked once a second."""
+        waits = self.out_bytes > 0 or self.awaits_request
+        moved = self.recv_total + self.sent_total
+        if not waits or self._waits_since is None or moved - self._moved >= PROGRESS:
+            self._waits_since = now if waits else None
+            self._moved = moved
+            return False
+        return now - self._waits_since > timeout
 
     @property
     def sent(self) -> bool:

@@ -69,8 +69,7 @@ class Turns:
 
     async def run(self, share: Share, function: Callable[..., Coroutine[Any, Any, T]], *args: object) -> T:
         """Run an async function, each of its steps in its turn."""
-        result: T = await self._drive(share, function(*args))
-        return result
+        return await self._drive(share, function(*args))
 
     @types.coroutine
     def _drive(self, share: Share, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
@@ -85,7 +84,8 @@ class Turns:
                 try:
                     trap = coroutine.send(outcome)
                 except StopIteration as stop:
-                    return stop.value
+                    result: T = stop.value
+                    return result
                 finally:
                     self._spent += perf_counter() - began
                     self._steps += 1
@@ -93,6 +93,9 @@ class Turns:
                         self._round_due.set()
                 outcome = yield trap
         finally:
+            # An exception's traceback has this frame, and these have the exception: a cycle that would keep all that the
+            # task had, descriptors too, until the next collection of garbage.
+            trap = outcome = None
             coroutine.close()
 
     async def _turn(self, share: Share) -> None:

@@ -22,6 +22,7 @@ from typing import Protocol
 import trio
 import trio.lowlevel
 
+from .limits import PROGRESS
 from .outbound import FileSpan, Plan, PlanItem
 from .streams import FilePiece
 
@@ -35,6 +36,9 @@ PREFETCH = 4 << 20
 
 RECEIVE_SIZE = 64 * 1024
 """Bytes asked of a stream that is no plain socket."""
+
+SEND_SIZE = 64 * 1024
+"""Bytes given to such a stream at once. It doesn't say how many of them the peer has taken until all are."""
 
 MAP_FROM = 16 * 1024
 """Bytes from which on a mapping costs less than a copy."""
@@ -55,7 +59,7 @@ class Wire(Protocol):
     bytes_in: int
     bytes_out: int
     blocked_since: float | None
-    """Since when the peer takes nothing of what is being written."""
+    """Since when the peer has kept a write waiting, and taken less than `PROGRESS` bytes."""
 
     def receive_into(self, *memories: memoryview) -> int | None:
         """Take what has arrived, filling one memory after the other: a number of bytes, 0 at the end, None when nothing has."""
@@ -85,6 +89,7 @@ class SocketWire:
         self.bytes_in = 0
         self.bytes_out = 0
         self.blocked_since: float | None = None
+        self._out_when_blocked = 0
         self._socket = socket.socket(fileno=stream.socket.detach())
         self._socket.setblocking(False)
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
@@ -132,16 +137,19 @@ class SocketWire:
                 await self._wait_writable()
                 continue
             self.bytes_out += sent
-            self.blocked_since = None
+            if self.blocked_since is not None and self.bytes_out - self._out_when_blocked >= PROGRESS:
+                self.blocked_since = None
             while start < count and sent >= len(pieces[start]):
                 sent -= len(pieces[start])
                 start += 1
             if sent:
                 pieces[start] = memoryview(pieces[start])[sent:]
+        self.blocked_since = None
 
     async def _wait_writable(self) -> None:
         if self.blocked_since is None:
             self.blocked_since = trio.current_time()
+            self._out_when_blocked = self.bytes_out
         await trio.lowlevel.wait_writable(self._socket)
 
     async def finish(self) -> None:
@@ -186,11 +194,13 @@ class StreamWire:
             self.bytes_in += len(self._received)
 
     async def send(self, plan: Plan) -> None:
-        data = b"".join(_pieces(plan.items, _read))
-        self.blocked_since = trio.current_time()
-        await self._stream.send_all(data)
+        data = memoryview(b"".join(_pieces(plan.items, _read)))
+        for start in range(0, len(data), SEND_SIZE):
+            piece = data[start : start + SEND_SIZE]
+            self.blocked_since = trio.current_time()
+            await self._stream.send_all(piece)
+            self.bytes_out += len(piece)
         self.blocked_since = None
-        self.bytes_out += len(data)
 
     async def finish(self) -> None:
         if isinstance(self._stream, trio.abc.HalfCloseableStream):

@@ -87,7 +87,7 @@ async def test_it_ends(launcher: Launcher, memory_path: Path) -> None:
 async def test_it_ends_after_the_limit(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb+") as file:
         file.truncate(1 << 30)
-        async with serving(Limits(stall_timeout=1.5)) as serve:
+        async with serving(Limits(socket_stall_timeout=1.5)) as serve:
             serve.state.descriptor = file.fileno()
             serve.state.file_size = 1 << 30
             request = block(request_fields(path("File")))
@@ -120,7 +120,7 @@ async def test_replies_that_nobody_reads_hold_up_their_own_calls() -> None:
 
 async def test_small_replies_that_nobody_reads_stop_the_requests() -> None:
     echo = block(request_fields(path("Echo")))
-    async with serving(Limits(stall_timeout=1.5)) as serve, deaf(serve.port) as stream:
+    async with serving(Limits(socket_stall_timeout=1.5)) as serve, deaf(serve.port) as stream:
         memory = psutil.Process().memory_info().rss
         body = message(value(bytes(15_000)))
         with trio.fail_after(20):

@@ -9,6 +9,7 @@ import trio.testing
 from modelreg.transport import Limits, frames
 from modelreg.transport.faults import ErrorCode
 from tests.support import h2client
+from tests.support.h2client import H2Client
 from tests.transport.memory import begin, serving, value
 from tests.transport.service import path
 
@@ -93,15 +94,98 @@ async def test_a_connection_without_calls_is_asked_to_go(autojump_clock: trio.te
 
 
 async def test_a_client_that_never_opens_the_window_again(autojump_clock: trio.testing.MockClock) -> None:
-    async with serving(Limits(stream_stall_timeout=100)) as serve:
+    async with serving(Limits(stall_timeout=100)) as serve:
         client = await serve.connect()
         client.credit = False
         stream_id = await begin(client, "Count", b"100 30000")
         reply = client.reply(stream_id)
-        await client.until(lambda: reply.reset is not None, 1000)
-        assert reply.reset is ErrorCode.CANCEL
+        await client.until(lambda: reply.ended, 1000)
+        assert reply.status == 4
         assert serve.state.running == 0
         assert (await client.call(path("Fail"), value(b"x"))).status == 5
+
+
+async def keep_sending(client: H2Client, stream_id: int, frame: bytes, every: float, count: int) -> float:
+    """Send a frame again and again, until the call has ended or it was sent so often; how long that took."""
+    reply = client.reply(stream_id)
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for _ in range(count):
+                await trio.sleep(every)
+                await client.send(frame)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(send)
+        await client.until(lambda: reply.ended, 1e6)
+        nursery.cancel_scope.cancel()
+    return trio.current_time() - start
+
+
+async def test_a_client_that_opens_the_window_a_byte_at_a_time(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(Limits(stall_timeout=300)) as serve:
+        client = await serve.connect()
+        client.credit = False
+        stream_id = await begin(client, "Count", b"100 30000")
+        assert (
+            await keep_sending(client, stream_id, frames.window_update(0, 1) + frames.window_update(1, 1), 30, 1000)
+            < 400
+        )
+        assert client.reply(stream_id).status == 4
+        assert "stall_timeout" in dict(client.reply(stream_id).trailers or [])["grpc-message"]
+        assert serve.state.running == 0
+
+
+async def test_a_slow_download_lives(autojump_clock: trio.testing.MockClock) -> None:
+    """20 bytes a second."""
+    async with serving(Limits(stall_timeout=300)) as serve:
+        client = await serve.connect()
+        client.credit = False
+        stream_id = await begin(client, "Count", b"100 30000")
+        window = frames.window_update(0, 2000) + frames.window_update(1, 2000)
+        assert await keep_sending(client, stream_id, window, 100, 100) == 10_000
+        assert serve.state.running == 1
+
+
+async def test_an_upload_that_stops(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(Limits(stall_timeout=300)) as serve:
+        client = await serve.connect()
+        for method in ("Sum", "Upload", "Chat", "Echo"):
+            for sent in (b"", h2client.message(value(bytes(100_000)))[:50_000]):
+                start = trio.current_time()
+                stream_id = await client.open(path(method))
+                if sent:
+                    await client.send(
+                        *(h2client.data(stream_id, sent[at : at + 16_000]) for at in range(0, len(sent), 16_000))
+                    )
+                reply = await client.finished(stream_id, 1e6)
+                assert reply.status == 4
+                assert "stall_timeout" in dict(reply.trailers or reply.fields)["grpc-message"]
+                assert 295 < trio.current_time() - start < 310
+        assert serve.state.running == 0
+
+
+async def test_an_upload_with_long_pauses_lives(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(Limits(stall_timeout=300)) as serve:
+        client = await serve.connect()
+        stream_id = await client.open(path("Upload"))
+        frame = h2client.data(stream_id, h2client.message(bytes(5000)))
+        assert await keep_sending(client, stream_id, frame, 290, 20) == 20 * 290
+        await client.send(h2client.data(stream_id, end_stream=True))
+        assert (await client.finished(stream_id)).status == 0
+
+
+async def test_an_upload_that_the_server_holds_up_lives(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(Limits(stall_timeout=300)) as serve:
+        client = await serve.connect()
+        stream_id = await client.open(path("Hold"))
+        await client.send(h2client.data(stream_id, h2client.message(b"x")))
+        with trio.move_on_after(1000):
+            await client.until_closed(1e6)
+        serve.state.go_on.set()
+        await client.send(h2client.data(stream_id, end_stream=True))
+        assert (await client.finished(stream_id)).status == 0
 
 
 async def test_drain_with_nobody() -> None:

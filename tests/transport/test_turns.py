@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import pytest
 import trio
@@ -115,3 +117,29 @@ async def test_a_task_that_is_cancelled_while_it_waits_ends(monkeypatch: pytest.
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert began == ended == 100
+
+
+async def test_a_task_that_is_cancelled_leaves_nothing_for_the_garbage_collector() -> None:
+    """What it had is gone at once: mappings, for example, which hold descriptors."""
+
+    class Thing:
+        pass
+
+    turns = Turns()
+    things: list[weakref.ref[Thing]] = []
+
+    async def call() -> None:
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        await trio.sleep_forever()
+
+    gc.disable()
+    try:
+        async with turns.kept():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(turns.run, Share(), call)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        assert [thing() for thing in things] == [None]
+    finally:
+        gc.enable()

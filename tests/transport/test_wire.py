@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelreg.transport import wire as wire_module
+from modelreg.transport.limits import PROGRESS
 from modelreg.transport.outbound import FileSpan, Plan, is_resident
 from modelreg.transport.streams import FilePiece
 from modelreg.transport.wire import SocketWire, StreamWire, prefetch, wire_for
@@ -164,6 +165,46 @@ async def test_blocked_since(pair: tuple[SocketWire, trio.SocketStream]) -> None
         await trio.testing.wait_all_tasks_blocked()
         assert wire.blocked_since is not None
         await read(client, 50_000_000)
+    assert wire.blocked_since is None
+
+
+class Trickle:
+    """A socket that takes little at a time, and is full after each."""
+
+    def __init__(self, real: socket.socket, sizes: list[int]) -> None:
+        self._real = real
+        self._sizes = sizes
+        self._full = True
+        self.looked: list[float | None] = []
+        self.wire: SocketWire | None = None
+
+    def fileno(self) -> int:
+        return self._real.fileno()
+
+    def close(self) -> None:
+        self._real.close()
+
+    def send(self, data: memoryview, flags: int) -> int:
+        assert self.wire is not None
+        self.looked.append(self.wire.blocked_since)
+        self._full = not self._full
+        if not self._full:
+            raise BlockingIOError
+        return self._sizes.pop(0)
+
+
+async def test_a_peer_that_takes_a_few_bytes_is_still_blocking(pair: tuple[SocketWire, trio.SocketStream]) -> None:
+    wire, _ = pair
+    sizes = [1, 1, PROGRESS - 2, 1]
+    plan = Plan()
+    plan.items = [bytes(sum(sizes))]
+    trickle = Trickle(wire._socket, sizes)
+    trickle.wire = wire
+    wire._socket = trickle  # type: ignore[assignment]
+    await wire.send(plan)
+    since = [blocked is not None for blocked in trickle.looked]
+    assert since == [False, True, True, True, True, True, False, True]
+    assert len(set(trickle.looked[1:6])) == 1
     assert wire.blocked_since is None
 
 
