@@ -1,4 +1,4 @@
-"""The flags of renameat2(2), which Python's ``os.rename`` doesn't have."""
+"""The flags of renameat2(2), which Python's ``os.rename`` doesn't have: for file systems without hard links."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import os
 _NOREPLACE = 1
 _EXCHANGE = 2
 _AT_FDCWD = -100
+
+# What link(2) says on vfat and exFAT (EPERM), in FUSE (ENOSYS), and on network file systems.
+NO_HARD_LINKS_ERRNOS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 
 # What is said where the kernel, the file system or the C library doesn't know of a flag.
 UNKNOWN_FLAG_ERRNOS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})

@@ -21,6 +21,7 @@ from typing import Protocol
 
 from typing_extensions import Self
 
+from modelreg import renameat2
 from modelreg.client.sources import INLINE_BYTES, PIECE_BYTES
 from modelreg.client.workers import in_thread
 from modelreg.transport.faults import ErrorCode, StreamFault
@@ -249,14 +250,39 @@ class FileTarget:
             if self._overwrite:
                 os.replace(self._temporary, self._path)
             else:
-                os.link(self._temporary, self._path)
-                os.unlink(self._temporary)
+                _rename_new(self._temporary, self._path)
             if self._durable:
                 folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fsync(folder)
                 finally:
                     os.close(folder)
+
+
+def _rename_new(old: str, new: str) -> None:
+    """Rename a file to a name that nothing has.
+
+    File systems without hard links may have a rename that replaces nothing. On others an empty file holds the name for
+    a moment.
+
+    Raises:
+        FileExistsError: something has the name.
+    """
+    try:
+        os.link(old, new)
+    except OSError as error:
+        if error.errno not in renameat2.NO_HARD_LINKS_ERRNOS:
+            raise
+    else:
+        os.unlink(old)
+        return
+    try:
+        renameat2.rename_new(old, new)
+    except OSError as error:
+        if error.errno not in renameat2.UNKNOWN_FLAG_ERRNOS:
+            raise
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.replace(old, new)
 
 
 def _cut(name: str) -> str:

@@ -26,9 +26,6 @@ from modelreg import renameat2
 CONTENT_MODE = 0o440
 RECORD_MODE = 0o640
 
-# What link(2) says on vfat and exFAT (EPERM), in FUSE (ENOSYS), and on network file systems.
-NO_HARD_LINKS_ERRNOS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
-
 # Held while a file is renamed to a name that nothing may have. Other processes give no names in an archive: it's locked.
 _naming = threading.Lock()
 
@@ -148,7 +145,7 @@ def give_name(temporary: Path, final: Path) -> None:
     try:
         os.link(temporary, final)
     except OSError as error:
-        if error.errno not in NO_HARD_LINKS_ERRNOS:
+        if error.errno not in renameat2.NO_HARD_LINKS_ERRNOS:
             raise
         with _naming:
             if os.path.lexists(final):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modelreg import renameat2
 from modelreg.client.targets import FileTarget
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -102,6 +104,28 @@ def test_a_symbolic_link_is_not_replaced_unless_told_to(tmp_path: Path) -> None:
         write(link, overwrite=False)
     assert caught.value.filename == str(link)
     assert os.listdir(tmp_path) == ["latest"]
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("renames", [True, False], ids=["a rename that replaces nothing", "nothing of the kind"])
+def test_a_file_system_without_hard_links(
+    error: int, renames: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> Callable[[str, str], None]:
+        def fail(*_: str) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    monkeypatch.setattr(os, "link", refuse(error))
+    if not renames:
+        monkeypatch.setattr(renameat2, "rename_new", refuse(errno.EINVAL))
+    write(tmp_path / "file", b"first", overwrite=False)
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "file", b"second", overwrite=False)
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert mode(tmp_path / "file") == 0o644
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
