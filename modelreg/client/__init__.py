@@ -31,6 +31,7 @@ from modelreg.client.latest import LatestModel
 from modelreg.client.logs import make_logger
 from modelreg.client.registry import ModelRegistry
 from modelreg.client.retry import Patience
+from modelreg.client.transport.connection import Timing
 
 __all__ = [
     "Cache",
@@ -50,6 +51,7 @@ __all__ = [
     "Patience",
     "Refused",
     "RegistryError",
+    "Timing",
     "Unavailable",
     "make_logger",
 ]

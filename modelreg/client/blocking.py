@@ -70,6 +70,7 @@ __all__ = [
     "Patience",
     "Refused",
     "RegistryError",
+    "Timing",
     "Unavailable",
     "make_logger",
 ]

@@ -94,7 +94,7 @@ class Context:
             patience: how long calls that find nobody, or lose their connection, are tried again, in seconds; by default 10, and 30
                 where somebody has answered before. 0 is never.
             cache: where downloaded data is kept; True for the platform's place. None keeps nothing.
-            timing: of connections.
+            timing: of connections, and of the signs of life on watches.
 
         Raises:
             ValueError: the endpoint isn't one, its keys can't be used, or it needs a directory and there is none.

@@ -39,7 +39,7 @@ KEEPALIVE = "modelreg-watch-keepalive"
 SILENT_TURNS = 3
 """A registry that has sent such messages is taken for dead when so many in a row are missing."""
 
-HELD_SECONDS = 2.0
+HELD_SECONDS = 20.0
 """A call that is cut off after that had reached a registry: where a proxy finds none, it says so at once."""
 
 

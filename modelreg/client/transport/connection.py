@@ -32,7 +32,7 @@ _ALERT = re.compile(r"alert[ _](.*certificate.*|unknown[ _]ca|access[ _]denied|d
 
 @attrs.frozen(kw_only=True)
 class Timing:
-    """Seconds."""
+    """How long a client waits on a connection, in seconds."""
 
     connect: float = 10.0
     """For address lookup, TCP, TLS and the server's SETTINGS together."""
