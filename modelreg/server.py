@@ -13,8 +13,8 @@ import gc
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -50,12 +50,22 @@ async def run(settings: Settings, *, task_status: trio.TaskStatus[int] = trio.TA
     settings.check_together()
     _allow_many_files()
     stop = trio.Event()
-    with open_log(settings) as logger, trio.open_signal_receiver(*SIGNALS) as signals:
+    with open_log(settings) as logger, trio.open_signal_receiver(*SIGNALS) as signals, _delivered():
         credentials = Credentials(settings, logger)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey, signals, stop, credentials, nursery.cancel_scope, logger)
             await serve(settings, logger, stop=stop, credentials=credentials, task_status=task_status)
             nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _delivered() -> Iterator[None]:
+    """Let signals come, those that were held back before among them; afterwards they are held back again."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def _obey(

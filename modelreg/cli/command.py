@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import click
 import trio
@@ -15,7 +16,7 @@ from modelreg.cli.completion import completion_command
 from modelreg.cli.gc import gc_command
 from modelreg.cli.import_archive import import_command
 from modelreg.cli.models import models_command, rm_command, set_command, show_command, versions_command
-from modelreg.cli.outcome import Invocation, OutputGone, Run, reported
+from modelreg.cli.outcome import Invocation, OutputGone, Run, reported, writing_output
 from modelreg.cli.status import status_command
 from modelreg.cli.transfers import pull_command, push_command
 from modelreg.cli.verify import verify_command
@@ -23,11 +24,8 @@ from modelreg.cli.watch import watch_command
 from modelreg.settings import OPTIONS, Option, Settings
 
 
-def main(args: Sequence[str] | None = None, *, run: Run | None = None) -> int:
-    """Run the command with *args* (those of the process by default), and return its exit code.
-
-    *run* is what ``serve`` runs in place of the server.
-    """
+def run_command(args: Sequence[str], run: Run | None = None) -> int:
+    """Run the command with *args*, and return its exit code. *run* is what ``serve`` runs in place of the server."""
     with reported() as outcome:
         # Not standalone: click would print usage, a hint and the error, where one line says it.
         modelreg.main(args, prog_name="modelreg", standalone_mode=False, obj=Invocation(run or _run_server, outcome))
@@ -40,12 +38,17 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with writing_output():  # --help and --version
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             result: object = super().invoke(ctx)
-            sys.stdout.flush()
         except BrokenPipeError as error:
             raise OutputGone from error
+        with writing_output():
+            sys.stdout.flush()
         return result
 
 
@@ -60,6 +63,7 @@ def modelreg(context: click.Context) -> None:
 
 def _serve(invocation: Invocation, /, **flags: str | None) -> None:
     settings = Settings.read({name: text for name, text in flags.items() if text is not None}, os.environ)
+    invocation.outcome.serving = True
     invocation.outcome.with_traceback = settings.log_level in ("debug", "trace")
     # An interrupt that comes before the server listens for it is raised where nothing is left half done.
     trio.run(invocation.run, settings, restrict_keyboard_interrupt_to_checkpoints=True)

@@ -22,6 +22,9 @@ def gc_command(archive_dir: Path, yes: bool, output: Format) -> None:
     """
     from modelreg.storage.leftovers import delete, open_leftovers  # what --help doesn't need
 
+    sink = Output(output)
+    if not yes:
+        sink.needed()
     with open_leftovers(archive_dir) as leftovers:
         if yes:
             delete(leftovers)
@@ -33,7 +36,6 @@ def gc_command(archive_dir: Path, yes: bool, output: Format) -> None:
         "found": [attrs.asdict(leftover) for leftover in leftovers.found],
         "records_in_quarantine": leftovers.records_in_quarantine,
     }
-    sink = Output(output)
     sink.report(document, "found", ("size", "kind", "path"))
     if leftovers.found and not yes:
         if leftovers.records_in_quarantine:

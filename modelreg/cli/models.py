@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @connecting
 def models_command(session: Session) -> None:
     """List the models."""
+    session.output.needed()
     documents = [model_document(info) for info in session.registry.list_models()]
     session.output.table(documents, ("model", "properties"))
 
@@ -38,6 +39,7 @@ def models_command(session: Session) -> None:
 @connecting
 def versions_command(session: Session, model: str) -> None:
     """List the versions of MODEL that are available, and say which of them are damaged."""
+    session.output.needed()
     infos = session.registry.list_iterations(model)
     damaged = _damaged(session, model)
     documents = [_with_damage(info, damaged) for info in infos]
@@ -55,6 +57,7 @@ def show_command(session: Session, model: str, version: int | None) -> None:
 
     VERSION is 'latest', a number, or counted from the newest: -1 is the newest, -2 the one before.
     """
+    session.output.needed()
     registry = session.registry
     if version is not None:
         from modelreg.client.errors import NotFound  # what --help doesn't need

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import attrs
 import click
@@ -28,69 +28,122 @@ SOFTWARE = 70  # EX_SOFTWARE of sysexits.h: a bug
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 DEAF = 141  # 128 + SIGPIPE
 
+NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
 
 class FileTrouble(Exception):
     """A file on this machine can't be read or written, or is there already."""
 
     exit_code = 29
 
-    def __init__(self, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileExistsError):
-            reason = f"{reason}: --force replaces it"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = f"{reason}: make room (what comes or goes through a pipe waits in {tempfile.gettempdir()}, or where TMPDIR says)"
-        super().__init__(reason if error.filename is None else f"{click.format_filename(error.filename)}: {reason}")
+    def __init__(self, error: OSError, advice: str = "") -> None:
+        said = [] if error.filename is None else [click.format_filename(error.filename)]
+        said.append(error.strerror or str(error))
+        if not advice and error.errno in NO_ROOM_ERRNOS:
+            advice = "make room there"
+        super().__init__(": ".join([*said, advice] if advice else said))
+
+
+@contextlib.contextmanager
+def spooling() -> Iterator[None]:
+    """Say of what goes wrong with a temporary file that it's one, and how to have it elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM_ERRNOS:
+            raise
+        named = OSError(error.errno, error.strerror, f"temporary file in {tempfile.gettempdir()}")
+        raise FileTrouble(named, "make room there, or set TMPDIR to another directory") from error
 
 
 class OutputGone(Exception):
     """What reads standard output has closed it. Raised in place of BrokenPipeError, of which click makes exit code 1."""
 
 
+@contextlib.contextmanager
+def writing_output() -> Iterator[None]:
+    """Raise what goes wrong with standard output as what it is."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputGone from error
+    except OSError as error:
+        raise FileTrouble(OSError(error.errno, error.strerror, "standard output")) from error
+
+
 @attrs.frozen
 class Ending:
-    """How a command ends for which the client raised one of its errors."""
+    """How a command ends for which the client raised one of its errors.
+
+    Attributes:
+        advice: what to do, by words that the error's message holds: the first that it holds counts, and "" is in each.
+    """
 
     exit_code: int
     meaning: str
-    advice: str = ""
+    advice: Mapping[str, str] = {}
 
+    def advice_for(self, message: str) -> str:
+        return next((advice for words, advice in self.advice.items() if words in message), "")
+
+
+_START_IT = "start it with 'modelreg serve', or say with --endpoint where it is"
+
+_IS_IT_TLS = "see whether it still runs, and give --tls or --root-certificates where it speaks TLS"
 
 # By the names of the client's errors (those that keep a server from starting have the numbers below), as importing them takes longer than most commands run.
 CLIENT_ENDINGS = {
     "NotFound": Ending(
         20,
         "The model or version isn't there.",
-        "'modelreg models' and 'modelreg versions MODEL' list what there is",
+        {"": "'modelreg models' and 'modelreg versions MODEL' list what there is"},
     ),
     "Refused": Ending(21, "The registry says that what it was asked can't be right."),
     "Denied": Ending(
         22,
         "The registry wants a token or a certificate, or this one may not do it; or its own isn't trusted.",
-        "see --token-file, or --root-certificates and --certificate-chain where it's about certificates",
+        {
+            "isn't trusted": "give the certificate of its CA with --root-certificates",
+            "certificate": "give yours with --certificate-chain and --private-key",
+            "": "give a token that may do this with --token-file",
+        },
     ),
-    "Exhausted": Ending(
-        23, "The registry has no room.", "delete models there with 'modelreg rm', or give it more room"
-    ),
+    # The registry's messages say what to do: only it knows what is full, or which of its limits it is.
+    "Exhausted": Ending(23, "The registry has no room."),
     "Unavailable": Ending(
         24,
         "Nobody answers at the endpoint.",
-        "start it with 'modelreg serve', or say with --endpoint where it is (and --tls or --root-certificates, where that's spoken)",
+        {
+            "the directory at": "see COGMENT_DIRECTORY_ENDPOINT and COGMENT_DIRECTORY_AUTHENTICATION_TOKEN, and whether the registry has registered",
+            "no TLS": "leave out --tls and --root-certificates where it speaks none, or say with --endpoint where it is",
+            "no connection": _START_IT,
+            "closed the connection": _IS_IT_TLS,
+            "was lost": _IS_IT_TLS,
+            "": "try again later",
+        },
     ),
     "OutcomeUnknown": Ending(
         25,
         "The connection was lost when it may have been done.",
-        "see with 'modelreg versions' whether it was",
+        {"": "see with 'modelreg versions' whether it was"},
     ),
-    "DeadlineExceeded": Ending(26, "It took longer than --timeout allows.", "try again with a longer --timeout"),
-    "Damaged": Ending(27, "The data that came isn't what was stored, by its hash.", "push it again from the original"),
-    "Failed": Ending(28, "The registry has a fault.", "its log says more"),
+    "DeadlineExceeded": Ending(26, "It took longer than --timeout allows.", {"": "try again with a longer --timeout"}),
+    "Damaged": Ending(
+        27, "The data that came isn't what was stored, by its hash.", {"": "push it again from the original"}
+    ),
+    "Failed": Ending(
+        28,
+        "The registry has a fault.",
+        {"the answer": "see whether --endpoint is that of a model registry", "": "its log says more"},
+    ),
 }
 
 
 @attrs.define
 class Outcome:
     exit_code: int = OK
+    serving: bool = False
+    """Whether it's a server's: what it does with files is explained by the server itself."""
     with_traceback: bool = False
     """Whether an exception that nobody expected is also shown in full."""
 
@@ -113,6 +166,8 @@ def reported() -> Iterator[Outcome]:
         outcome.exit_code = DEAF  # nothing is said: who closed it knows
         _let_go_of_stdout()
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:  # noqa: BLE001 (the program ends here)
+        if isinstance(error, OSError) and not outcome.serving:
+            error = FileTrouble(error)
         line, outcome.exit_code = _explain(error)
         if outcome.exit_code == SOFTWARE:
             if outcome.with_traceback:
@@ -120,6 +175,10 @@ def reported() -> Iterator[Outcome]:
             else:
                 line += " (--log_level=debug shows where)"
         _say(f"modelreg: {line}")
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            _let_go_of_stdout()
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -145,7 +204,9 @@ def _explain_one(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     ending = CLIENT_ENDINGS.get(type(error).__name__) if type(error).__module__ == "modelreg.client.errors" else None
     if ending is not None:
-        return " ".join(str(error).split()) + (f": {ending.advice}" if ending.advice else ""), ending.exit_code
+        line = " ".join(str(error).split())
+        advice = ending.advice_for(line)
+        return f"{line}: {advice}" if advice else line, ending.exit_code
     what = " ".join(str(error).split())
     return f"internal error: {type(error).__name__}" + (f": {what}" if what else ""), SOFTWARE
 
@@ -168,6 +229,6 @@ def _let_go_of_stdout() -> None:
 
 def _say(text: str) -> None:
     try:
-        click.echo(text, err=True)
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 (click.echo may choose another encoding)
     except (OSError, ValueError):
         pass  # nobody is listening; the exit code still tells

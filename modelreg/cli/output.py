@@ -11,6 +11,7 @@ What others wrote into names and properties can't reach a terminal's control seq
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from typing import Any, Literal, TypeVar, cast
 
 import attrs
 import click
+
+from modelreg.cli.outcome import FileTrouble, writing_output
+from modelreg.cli.start import stdout_is_closed
 
 Format = Literal["text", "json"]
 
@@ -48,13 +52,18 @@ class Output:
 
     format: Format = "text"
 
+    def needed(self) -> None:
+        """Raise `FileTrouble` where standard output is closed. For commands that do nothing but answer: others have done their work."""
+        if stdout_is_closed():
+            raise FileTrouble(OSError(errno.EBADF, "closed, and the answer would go there", "standard output"))
+
     def table(self, documents: Sequence[Document], columns: Sequence[str]) -> None:
         """Several documents of the same kind. JSON has all of them, *columns* is what text shows."""
         if self.format == "json":
-            click.echo(json.dumps(documents, indent=2, ensure_ascii=False))
+            _put(_json(documents, indent=2))
         elif not _on_terminal():
             for document in documents:
-                click.echo(_tabbed(document, columns))
+                _put(_tabbed(document, columns))
         elif documents:
             _print_table(documents, columns)
         else:
@@ -63,7 +72,7 @@ class Output:
     def record(self, document: Document) -> None:
         """One document, with a line for each of its values."""
         if self.format == "json":
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+            _put(_json(document, indent=2))
             return
         flat = dict(_flat(document))
         width = max(map(len, flat), default=0)
@@ -71,9 +80,9 @@ class Output:
             if _on_terminal():
                 shown = _for_people(name, value)
                 if shown:
-                    click.echo(f"{_printable(name):{width}}  {shown}")
+                    _put(f"{_printable(name):{width}}  {shown}")
             else:
-                click.echo(f"{_printable(name)}\t{_for_programs(value)}")
+                _put(f"{_printable(name)}\t{_for_programs(value)}")
 
     def report(self, document: Document, rows: str, columns: Sequence[str]) -> None:
         """One document with a list of others in it, named *rows*: text has its other values first, and then those as a table."""
@@ -88,20 +97,35 @@ class Output:
     def line(self, document: Document, columns: Sequence[str]) -> None:
         """One document of a stream, on one line that is out at once."""
         if self.format == "json":
-            click.echo(json.dumps(document, ensure_ascii=False))
+            _put(_json(document))
         elif _on_terminal():
             shown = [
                 f"{name} {document[name]}" if name == "version" else _for_people(name, document[name])
                 for name in columns
                 if document[name] is not None
             ]
-            click.echo("  ".join(shown).rstrip())
+            _put("  ".join(shown).rstrip())
         else:
-            click.echo(_tabbed(document, columns))
+            _put(_tabbed(document, columns))
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
-        print(_printable(text), file=sys.stderr)  # noqa: T201 (click.echo goes round rich, and into the middle of its bar)
+        try:
+            print(_printable(text), file=sys.stderr)  # noqa: T201 (click.echo goes round rich, and into the middle of its bar)
+        except OSError:
+            pass  # no reason to stop, nor to say that the command failed
+
+
+def _put(text: str) -> None:
+    """Write a line of the result, at once."""
+    with writing_output():
+        print(text, flush=True)  # noqa: T201 (click.echo may choose another encoding)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON that is valid in standard output's encoding."""
+    readable = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    return json.dumps(value, indent=indent, ensure_ascii=not readable)
 
 
 def _on_terminal() -> bool:
@@ -134,7 +158,8 @@ def _print_table(documents: Sequence[Document], columns: Sequence[str]) -> None:
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for document in documents:
         table.add_row(*(Text(_for_people(name, document[name])) for name in columns))
-    Console().print(table)
+    with writing_output():
+        Console().print(table)
 
 
 def _for_programs(value: object) -> str:

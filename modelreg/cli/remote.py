@@ -96,7 +96,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         "--timeout",
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
-        help="Give up a call that takes longer.  [default: never]",
+        help="Give up what takes longer; a watch ends then.  [default: never]",
     ),
     click.option(
         "--patience",
@@ -116,11 +116,13 @@ class Session:
         registry: connected when it's first called.
         output: takes what there is to say.
         outcome: of the command; its exit code.
+        timeout: of the command, in seconds; None for none. The registry's calls have it already.
     """
 
     registry: ModelRegistry
     output: Output
     outcome: Outcome
+    timeout: float | None
 
 
 def connecting(command: Callable[..., None]) -> Callable[..., None]:
@@ -158,7 +160,7 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
                 )
             )
             stack.enter_context(_told_by_client(sink))
-            command(Session(registry, sink, context.obj.outcome), **parameters)
+            command(Session(registry, sink, context.obj.outcome, timeout), **parameters)
 
     decorated: Callable[..., None] = format_option(connected)
     for option in reversed(CONNECTION):

@@ -14,6 +14,7 @@ DAMAGED_VERSIONS = "damaged_versions"
 @connecting
 def status_command(session: Session) -> None:
     """Show what the registry says of itself: its version, how much it holds, and its load."""
+    session.output.needed()
     versions = session.registry.versions()
     statuses = session.registry.status("*")
     damaged = statuses.pop(DAMAGED_VERSIONS, "").splitlines()

@@ -14,6 +14,7 @@ from typing import IO
 import click
 
 from modelreg.cli.arguments import LATEST, Versioned, properties, property_pair, version_number
+from modelreg.cli.outcome import FileTrouble, spooling, writing_output
 from modelreg.cli.progress import progress_bar
 from modelreg.cli.remote import VERSION_COLUMNS, Session, connecting, model_argument, version_document
 
@@ -61,9 +62,10 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
     with contextlib.ExitStack() as stack:
         source: IO[bytes] = sys.stdin.buffer if path == PIPE else stack.enter_context(open(path, "rb"))
         if not source.seekable():
-            spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
-            shutil.copyfileobj(source, spooled, _COPY_BYTES)
-            spooled.seek(0)
+            with spooling():
+                spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
+                shutil.copyfileobj(source, spooled, _COPY_BYTES)
+                spooled.seek(0)
             source = spooled
         start = source.tell()
         if source.seek(0, os.SEEK_END) == start and path == PIPE:  # whatever should have written it has failed
@@ -95,25 +97,43 @@ def pull_command(session: Session, model: str, version: int, file: Path, force: 
     if file == PIPE and sys.stdout.isatty():
         raise click.UsageError("a model's data would garble the terminal: give --output FILE, or redirect it")
     if file == PIPE:
-        _copy(session, model, version, sys.stdout.buffer)
+        session.output.needed()
+        with _spooled(session, model, version) as (data, _), writing_output():
+            shutil.copyfileobj(data, sys.stdout.buffer, _COPY_BYTES)
+            sys.stdout.buffer.flush()
         return
     if file.exists() and not file.is_file():  # a device or a named pipe: written to, never replaced
-        with file.open("wb") as device:
-            info = _copy(session, model, version, device)
+        with _spooled(session, model, version) as (data, info):
+            _write(data, file)
     else:
-        info = _download(session, model, version, file, overwrite=force)
+        try:
+            info = _download(session, model, version, file, overwrite=force)
+        except FileExistsError as error:
+            raise FileTrouble(error, "--force replaces it") from error
     session.output.line(info, VERSION_COLUMNS)
 
 
-def _copy(session: Session, model: str, version: int, target: IO[bytes]) -> dict[str, object]:
-    """Write a version to something that takes what it's given, once it's here whole and verified."""
-    with tempfile.TemporaryDirectory(prefix="modelreg-") as folder:
-        path = Path(folder, "data")
-        info = _download(session, model, version, path, overwrite=True)
-        with path.open("rb") as data:
+@contextlib.contextmanager
+def _spooled(session: Session, model: str, version: int) -> Iterator[tuple[IO[bytes], dict[str, object]]]:
+    """A version's data in a temporary file, whole and verified, and what is known of it."""
+    with contextlib.ExitStack() as stack:
+        with spooling():
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="modelreg-"))
+            path = Path(folder, "data")
+            info = _download(session, model, version, path, overwrite=True)
+            data = stack.enter_context(path.open("rb"))
+        yield data, info
+
+
+def _write(data: IO[bytes], device: Path) -> None:
+    """Write all of a file to something that takes what it's given. Errors name the device."""
+    try:
+        with device.open("wb") as target:
             shutil.copyfileobj(data, target, _COPY_BYTES)
-        target.flush()
-    return info
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(device)) from error
 
 
 def _download(session: Session, model: str, version: int, path: Path, *, overwrite: bool) -> dict[str, object]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -53,11 +54,17 @@ def watch_command(
 
     It goes on when the registry is started again, and leaves out no version that is available. COMMAND finds the version in MODELREG_MODEL,
     MODELREG_VERSION, MODELREG_SIZE, MODELREG_STORED and MODELREG_SHA256, and as JSON on its standard input. Where it fails, the watch goes on, and
-    ends with 1.
+    ends with 1. After --timeout, if that comes first, the watch ends with 26, once the command that runs then has ended.
     """
+    if command is None:
+        session.output.needed()
+    began = time.monotonic()
+    left = session.timeout
     if wait:
-        session.registry.wait_for_model(model, wait)
-    with session.registry.iteration_updates(model, after=after) as updates:
+        session.registry.wait_for_model(model, wait if left is None else min(wait, left))
+        if left is not None:
+            left = max(0.0, left - (time.monotonic() - began))
+    with session.registry.iteration_updates(model, after=after, timeout=left) as updates:
         for info in itertools.islice(updates, count):
             document = version_document(info)
             session.output.line(document, VERSION_COLUMNS)

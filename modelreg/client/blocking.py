@@ -285,11 +285,13 @@ class ModelRegistry:
         """What is known of a model name; None when there is none."""
         return self._loop.call(self._registry.get_model_info, name, timeout=timeout)
 
-    def iteration_updates(self, model_name: str, *, after: int | None = None) -> IterationUpdates:
+    def iteration_updates(
+        self, model_name: str, *, after: int | None = None, timeout: float | None = None
+    ) -> IterationUpdates:
         """The latest iteration at once, then each that becomes available, to be had with ``for``."""
 
         async def begin() -> _updates.IterationUpdates:
-            return self._registry.iteration_updates(model_name, after=after)
+            return self._registry.iteration_updates(model_name, after=after, timeout=timeout)
 
         return IterationUpdates(self._loop, self._loop.call(begin))
 

@@ -59,6 +59,9 @@ async def resolve(
     channel = Channel(there, metadata=[(TOKEN, token)] if token else [], timing=timing, background=background)
     try:
         found = await _inquire(channel, target, wanted)
+    except CallFailed as failure:
+        message = f"the directory at {address} can't be asked: {failure}"
+        raise CallFailed(failure.code, message, delivered=False, connected=failure.connected) from failure
     finally:
         channel.close()
     protocol = api.ServiceEndpoint.GRPC_SSL if tls is not None else api.ServiceEndpoint.GRPC

@@ -379,7 +379,9 @@ class ModelRegistry:
 
     # Following
 
-    def iteration_updates(self, model_name: str, *, after: int | None = None) -> IterationUpdates:
+    def iteration_updates(
+        self, model_name: str, *, after: int | None = None, timeout: float | None = None
+    ) -> IterationUpdates:
         """The latest iteration at once, then each that becomes available, to be had with ``async for``.
 
         It goes on through restarts of the registry, and leaves out no iteration that is available.
@@ -387,12 +389,14 @@ class ModelRegistry:
         Arguments:
             model_name: the model.
             after: begin with the iterations that are newer than this number, instead of the latest one.
+            timeout: when to end it, in seconds from now; None for never, also where the registry was made with a timeout.
 
         Raises, while it's iterated:
             NotFound: there is no such model, or it has been removed.
             Unavailable: nobody answers, and nobody has before.
+            DeadlineExceeded: the timeout is over.
         """
-        return IterationUpdates(self._rpc, model_name, after)
+        return IterationUpdates(self._rpc, model_name, after, timeout)
 
     async def track_latest_model(
         self, name: str, deserialize_func: Callable[[bytes], Any] | None = None, initial_wait: float = 0

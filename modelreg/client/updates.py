@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import OrderedDict, deque
 
 import anyio
@@ -21,7 +22,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from modelreg.api import model_registry_pb2 as api
-from modelreg.client.errors import error_of
+from modelreg.client.errors import DeadlineExceeded, error_of
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, transient
@@ -48,12 +49,15 @@ class IterationUpdates:
 
     Arguments:
         after: tell of those newer than this number, instead of the newest one and those after it.
+        timeout: when to end it, in seconds from now; None for never.
     """
 
-    def __init__(self, rpc: Rpc, name: str, after: int | None = None) -> None:
+    def __init__(self, rpc: Rpc, name: str, after: int | None = None, timeout: float | None = None) -> None:
         self._rpc = rpc
         self._name = name
         self._last = after
+        self._timeout = timeout
+        self._until = None if timeout is None else time.monotonic() + timeout
         self._known: OrderedDict[int, ModelIterationInfo] = OrderedDict()  # the last ones told of
         self._ready: deque[ModelIterationInfo] = deque()
         self._call: Call | None = None
@@ -74,7 +78,15 @@ class IterationUpdates:
         Raises:
             NotFound: there is no such model, or it has been deleted.
             Unavailable: no registry answers, and none has before.
+            DeadlineExceeded: the timeout is over.
         """
+        if self._until is None:
+            return await self._next()
+        with anyio.move_on_after(self._until - time.monotonic()):
+            return await self._next()
+        raise DeadlineExceeded(f"not done within {self._timeout:g} s")
+
+    async def _next(self) -> ModelIterationInfo:
         if not self._patient_until:
             self._be_patient()
         while not self._ready:

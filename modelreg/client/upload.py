@@ -108,7 +108,8 @@ class Upload:
             limit = int(text) if text.isdecimal() else 0
             if limit and self.source.size > limit:
                 raise Exhausted(
-                    f"a version of {self.source.size} bytes is larger than --{option} allows, which is {limit}"
+                    f"a version of {self.source.size} bytes is larger than --{option} allows, which is {limit}: "
+                    "make it smaller, or raise that option"
                 )
 
     def _again(self, failure: CallFailed) -> bool:

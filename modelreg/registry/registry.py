@@ -189,7 +189,7 @@ class Registry:
         model = self._model(header.model_id)
         if self._max_version_bytes and header.size > self._max_version_bytes:
             allowed = f"--max_version_bytes allows, which is {self._max_version_bytes}"
-            msg = f"a version of {header.size} bytes is larger than {allowed}"
+            msg = f"a version of {header.size} bytes is larger than {allowed}: make it smaller, or raise that option"
             raise ResourceExhausted(msg)
         if header.stored:
             async with self._archive.incoming(header.size) as storing:

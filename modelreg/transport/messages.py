@@ -77,7 +77,8 @@ def _undecodable(error: DecodeError) -> Exception:
 
 def _too_large(limit: int) -> Exception:
     return failure(
-        StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than max_message_bytes allows, which is {limit}"
+        StatusCode.RESOURCE_EXHAUSTED,
+        f"a message is larger than max_message_bytes allows, which is {limit}: send less at once, or raise that option",
     )
 
 

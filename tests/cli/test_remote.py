@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -401,7 +403,69 @@ def test_a_disk_that_is_full(run: Run, model: str, file: Path) -> None:
     run("push", model, file)
     said = run("pull", model, "-o", "/dev/full")
     assert said[0] == 29
-    assert "TMPDIR" in one_line(said)
+    assert one_line(said) == "modelreg: /dev/full: No space left on device: make room there\n"
+
+
+@pytest.mark.parametrize("full", ["file", "spool"])
+def test_a_disk_that_is_full_is_named(
+    run: Run, model: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    """What goes through a pipe waits where TMPDIR says; a file waits beside its place."""
+    run("push", model, file)
+
+    def write(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modelreg.client.targets.os.write", write)
+        said = run("pull", model, *(["-o", tmp_path / "x"] if full == "file" else []))
+    assert said[0] == 29
+    place = f"{tmp_path / 'x'}" if full == "file" else f"temporary file in {tempfile.gettempdir()}"
+    assert f"modelreg: {place}: No space left on device: make room there" in one_line(said)
+    assert ("TMPDIR" in said[2]) is (full == "spool")
+
+
+def test_a_watch_ends_after_its_timeout(run: Run, model: str, file: Path) -> None:
+    run("push", model, file)
+    code, out, err = run("watch", model, "--timeout=0.2")
+    assert (code, out[:2]) == (26, "1\t")
+    assert err == "modelreg: not done within 0.2 s: try again with a longer --timeout\n"
+    assert run("watch", model, "--timeout=60", "--count=1")[0] == 0
+    said = run("watch", f"another {model}", "--wait=60", "--timeout=0.2")  # whatever comes first
+    assert said[0] == 20
+    assert "after 0.2 s" in one_line(said)
+
+
+def test_advice_fits_what_happened(run: Run, tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, read_only = tmp_path / "tokens", tmp_path / "read-only"
+    tokens.write_text("read-only GH670ploT\nread-write GH671ploT\n")
+    read_only.write_text("GH670ploT\n")
+    (tmp_path / "read-write").write_text("GH671ploT\n")
+    options = (f"--authentication_token_file={tokens}", "--max_version_bytes=1000", "--cache_max_bytes=900")
+    with server_program(tmp_path / "archive", *options) as program:
+        endpoint = f"--endpoint=grpc://{program.address}"
+        said = run("push", "x", file, endpoint, f"--token-file={read_only}")
+        assert said[0] == 22
+        assert "read-only" in one_line(said)
+        assert "--token-file" in said[2]
+        assert "certificate" not in said[2]
+        may_write = f"--token-file={tmp_path / 'read-write'}"
+        (tmp_path / "small").write_bytes(bytes(950))
+        for args, option in (
+            (["push", "x", file], "--max_version_bytes"),
+            (["push", "x", tmp_path / "small", "--transient"], "--cache_max_bytes"),
+        ):
+            said = run(*args, endpoint, may_write)
+            assert said[0] == 23
+            assert option in one_line(said)
+            assert "raise" in said[2]
+            assert "delete" not in said[2]
+    monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", "grpc://127.0.0.1:1")
+    said = run("models", "--endpoint=cogment://discover", "--patience=0")
+    assert said[0] == 24
+    assert "the directory at 127.0.0.1:1 can't be asked" in one_line(said)
+    assert "COGMENT_DIRECTORY_ENDPOINT" in said[2]
+    assert "serve" not in said[2]
 
 
 def test_a_timeout(run: Run) -> None:

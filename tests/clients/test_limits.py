@@ -50,7 +50,7 @@ def test_a_version_over_its_limit_is_refused_before_its_data(start_server: Start
             call = calls.CreateVersion.future(request)
             with fails(
                 Code.RESOURCE_EXHAUSTED,
-                "a version of 1000001 bytes is larger than --max_version_bytes allows, which is 1000000",
+                "a version of 1000001 bytes is larger than --max_version_bytes allows, which is 1000000: make it smaller, or raise that option",
             ):
                 call.result()  # not a byte of it has been sent
         # More than was announced is no way round it.
@@ -67,7 +67,10 @@ def test_a_message_over_its_limit_is_refused_and_the_connection_lives(start_serv
     server = start_server("--max_message_bytes=2000")
     with connected(server.address) as calls:
         calls.create("policy", note="x" * 1500)
-        with fails(Code.RESOURCE_EXHAUSTED, "a message is larger than max_message_bytes allows, which is 2000"):
+        with fails(
+            Code.RESOURCE_EXHAUSTED,
+            "a message is larger than max_message_bytes allows, which is 2000: send less at once, or raise that option",
+        ):
             calls.CreateOrUpdateModel(model_info("policy", note="x" * 2000))
         with fails(Code.RESOURCE_EXHAUSTED) as caught:
             calls.store("policy", b"data", user_data={"note": "x" * 2000})

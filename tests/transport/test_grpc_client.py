@@ -84,7 +84,7 @@ async def test_compression(compression: grpc.Compression) -> None:
             "Echo",
             bytes(5_000_000),
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "a message is larger than max_message_bytes allows, which is 4194304",
+            "a message is larger than max_message_bytes allows, which is 4194304: send less at once, or raise that option",
         ),
     ],
 )
