@@ -323,9 +323,9 @@ class Settings:
         metavar="BYTES",
         default=16 * 1024,
         default_text="16384",
-        convert=_number(1024, 1024 * 1024),
-        meaning="Most that a call's headers, metadata among them, may take. Clients are told; more ends the "
-        "connection.",
+        convert=_number(1024, 256 * 1024),
+        meaning="Most that a call's headers, metadata among them, may take. Clients are told; a call with more is "
+        "refused.",
     )
     max_connections: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CONNECTIONS",

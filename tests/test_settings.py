@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "upload_buffer_bytes": (("16777216", 16 << 20), ("1073741824", 1 << 30), ["1", "256MiB"]),
     "max_version_bytes": (("1", 1), ("107374182400", 100 << 30), ["-1", "100GiB"]),
     "max_message_bytes": (("1024", 1024), ("8388608", 8 << 20), ["0", "1023", str(2 << 30), "4MiB"]),
-    "max_header_bytes": (("1024", 1024), ("65536", 1 << 16), ["0", "1023", str(2 << 20), "16K"]),
+    "max_header_bytes": (("1024", 1024), ("65536", 1 << 16), ["0", "1023", str((256 << 10) + 1), "16K"]),
     "max_connections": (("1", 1), ("10000", 10_000), ["0", "many"]),
     "max_concurrent_streams": (("1", 1), ("100", 100), ["0", str(1 << 31), "many"]),
     "handshake_timeout": (("1", 1), ("60", 60), ["0", "1.5", "10s"]),

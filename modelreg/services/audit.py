@@ -80,7 +80,7 @@ class Audit:
 
     def _caller(self, request: Request) -> dict[str, str]:
         caller = {"peer": request.peer}
-        user = next((value for name, value in request.custom_metadata if name == USER_ID_KEY), None)
+        user = next(request.metadata(USER_ID_KEY), None)
         if isinstance(user, str):
             caller["user"] = shown(urllib.parse.unquote(user), LONGEST_USER)
         tokens = self._tokens()

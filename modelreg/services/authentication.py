@@ -48,8 +48,7 @@ class TokensUnusable(Exception):
 
 
 class _Request(Protocol):
-    @property
-    def custom_metadata(self) -> Iterable[tuple[str, str | bytes]]: ...
+    def metadata(self, name: str, /) -> Iterable[str | bytes]: ...
 
 
 @attrs.frozen
@@ -142,15 +141,12 @@ def _hashes(request: _Request) -> list[bytes]:
 
 
 def _presented(request: _Request) -> Iterable[str]:
-    for name, value in request.custom_metadata:
-        if isinstance(value, bytes):
-            continue
-        if name == "authentication-token":
-            yield value
-        elif name == "authorization":
-            scheme, _, token = value.partition(" ")
-            if scheme.lower() == "bearer":
-                yield token.strip()
+    for value in request.metadata("authentication-token"):
+        yield str(value)
+    for value in request.metadata("authorization"):
+        scheme, _, token = str(value).partition(" ")
+        if scheme.lower() == "bearer":
+            yield token.strip()
 
 
 def _hash(token: str) -> bytes:

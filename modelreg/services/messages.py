@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.requests import LONGEST_REQUEST_ID
 from modelreg.storage.digests import from_base64, to_base64
+from modelreg.transport import Request
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"
@@ -39,7 +39,7 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
     )
 
 
-def upload_header(message: api.ModelVersionInfo, metadata: Iterable[tuple[str, str | bytes]]) -> UploadHeader:
+def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHeader:
     """What an upload's header and its call's metadata say.
 
     Raises InvalidArgument for a hash or request id that can't be one.
@@ -51,12 +51,12 @@ def upload_header(message: api.ModelVersionInfo, metadata: Iterable[tuple[str, s
         digest=_digest(message.data_hash),
         timestamp=message.creation_timestamp or None,
         user_data=dict(message.user_data),
-        request_id=_request_id(metadata),
+        request_id=_request_id(request),
     )
 
 
-def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
-    values = [value for name, value in metadata if name == REQUEST_ID_KEY and isinstance(value, str)]
+def _request_id(request: Request) -> str | None:
+    values = [str(value) for value in request.metadata(REQUEST_ID_KEY)]
     if not values:
         return None
     if len(values) > 1 or not 1 <= len(values[0]) <= LONGEST_REQUEST_ID:
@@ -67,12 +67,12 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
     return values[0]
 
 
-def watch_silence(metadata: Iterable[tuple[str, str | bytes]]) -> float:
+def watch_silence(request: Request) -> float:
     """The seconds of silence after which a watch wants an empty message; infinite for those that don't ask.
 
     Other clients would take an empty message for a version. Raises InvalidArgument for what isn't a number of seconds.
     """
-    values = [value for name, value in metadata if name == WATCH_KEEPALIVE_KEY and isinstance(value, str)]
+    values = [str(value) for value in request.metadata(WATCH_KEEPALIVE_KEY)]
     if not values:
         return math.inf
     if len(values) > 1 or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", values[0], re.ASCII):

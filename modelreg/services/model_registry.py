@@ -92,7 +92,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         header = await anext(messages, None)
         if not isinstance(header, api.CreateVersionRequestChunk) or header.WhichOneof("msg") != "header":
             raise InvalidArgument("an upload begins with a message that holds a header")
-        announced = upload_header(header.header.version_info, request.custom_metadata)
+        announced = upload_header(header.header.version_info, request)
         known = self._registry.committed(announced)
         if known is not None:
             return api.CreateVersionReply(version_info=version_message(known))
@@ -145,7 +145,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.VersionUpdateRequest, request: Request
     ) -> AsyncGenerator[api.VersionUpdateReply, None]:
-        silence = watch_silence(request.custom_metadata)
+        silence = watch_silence(request)
         async with aclosing(self._registry.watch(message.model_id, silence=silence)) as versions:
             async for version in versions:
                 yield api.VersionUpdateReply(version_info=None if version is None else version_message(version))

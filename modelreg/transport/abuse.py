@@ -1,4 +1,5 @@
-"""What a client may send that makes work and no progress, and how much of it (CVE-2019-9511 to 9518, CVE-2023-44487).
+"""What a client may send that makes work and no progress, and how much of it (CVE-2019-9511 to 9518, CVE-2023-44487,
+CVE-2025-8671).
 
 Each kind of frame has a burst and a rate that no honest client comes near, and what justifies more of it. Beyond that the
 connection ends with ENHANCE_YOUR_CALM.
@@ -21,7 +22,9 @@ class AbuseMeters:
             frames.PING: Meter(500, 50),
             frames.SETTINGS: Meter(200, 20),
             frames.PRIORITY: Meter(1000, 100),
-            frames.RST_STREAM: Meter(1500, 150),  # 1,000 watches may end at once
+            # 1,000 watches may end at once. Counts streams that the client resets, streams that the server has to reset
+            # because of what the client sent, headers for either, and requests that are no gRPC.
+            frames.RST_STREAM: Meter(1500, 150),
             frames.WINDOW_UPDATE: Meter(5000, 1000),
             frames.DATA: Meter(1000, 100),  # empty ones, and ones for streams that are closed
         }
@@ -42,5 +45,6 @@ class AbuseMeters:
         self._meters[frames.PING].give(count)
 
     def call_finished(self) -> None:
-        """A call came to its end; clients answer early ends by RST_STREAM."""
+        """A call came to its end; clients answer early ends by RST_STREAM, or had END_STREAM under way."""
         self._meters[frames.RST_STREAM].give(1)
+        self._meters[frames.DATA].give(1)

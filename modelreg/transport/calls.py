@@ -84,7 +84,6 @@ class Call:
         stream: Stream,
         method: Method,
         decoder: Callable[[], MessageDecoder] | None,
-        admit: Callable[[Request], None] | None,
         max_message_bytes: int,
         allowance: Allowance,
         turn_over: Callable[[], bool],
@@ -96,7 +95,6 @@ class Call:
         self._gate = gate
         self._method = method
         self._decoder = decoder
-        self._admit = admit
         self._max_message_bytes = max_message_bytes
         self._allowance = allowance
         self._turn_over = turn_over
@@ -145,8 +143,6 @@ class Call:
     async def _handle(self) -> None:
         method = self._method
         request = self.stream.request
-        if self._admit is not None:
-            self._admit(request)
         requests = Requests(self._core, self.stream, self._messages(), self._turn_over)
         try:
             argument: object = requests if method.request_stream else await requests.only()
@@ -196,19 +192,29 @@ class Call:
             await self._room.wait()
 
     def _raised(self, error: BaseException) -> None:
-        """End the call with what the handler raised, behind what it has sent."""
-        single = error
-        while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
-            single = single.exceptions[0]
-        if isinstance(single, RpcFailedError):
-            code, message = status_of(single)
-            self._failed(self.stream.request, code, message)
-            self._core.finish(self.stream, code, message)
-            return
-        self._logger.exception(  # noqa: LOG004 - run calls this where it has caught it
-            "a handler raised an exception: %s", self.stream.request.path, exc_info=error
-        )
-        self._core.finish(self.stream, StatusCode.INTERNAL.value, "internal error")
+        end_with(error, self._core, self.stream, self._logger, self._failed)
+
+
+def end_with(
+    error: BaseException,
+    core: Core,
+    stream: Stream,
+    logger: Logger,
+    failed: Callable[[Request, int, str], object],
+) -> None:
+    """End a call with what was raised for it, behind what it has sent."""
+    single = error
+    while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
+        single = single.exceptions[0]
+    if isinstance(single, RpcFailedError):
+        code, message = status_of(single)
+        failed(stream.request, code, message)
+        core.finish(stream, code, message)
+        return
+    logger.exception(  # noqa: LOG004 - called where it was caught
+        "a handler raised an exception: %s", stream.request.path, exc_info=error
+    )
+    core.finish(stream, StatusCode.INTERNAL.value, "internal error")
 
 
 def _message(reply: object) -> bytes | FileMessage:

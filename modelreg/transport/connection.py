@@ -19,7 +19,7 @@ import trio.lowlevel
 
 from ._purerpc import Method, StatusCode
 from .buffers import Allowance, Buffer, BufferPool
-from .calls import Call, Gate, Logger
+from .calls import Call, Gate, Logger, end_with
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
 from .limits import PROGRESS, Limits
@@ -47,6 +47,10 @@ FLUSH_TIMEOUT = 2.0
 """Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
 
 
+SHOWN_PATH = 100
+"""Characters of an unknown method's name that its caller is told."""
+
+
 class Shared:
     """What all connections of a server have in common."""
 
@@ -67,6 +71,7 @@ class Shared:
         self.failed = failed
         self.buffers = BufferPool()
         self.windows = Allowance(limits.window_pool)
+        self.headers = Allowance(limits.header_pool)
         self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))
         self.prefetches = trio.CapacityLimiter(4)
         self.turns = Turns()
@@ -79,7 +84,7 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream, shared: Shared) -> None:
         self._shared = shared
         self.wire = wire_for(stream)
-        self.core = Core(shared.limits, shared.windows, self.wire.peer)
+        self.core = Core(shared.limits, shared.windows, shared.headers, self.wire.peer)
         self.calls: dict[int, Call] = {}
         self._writable = Signal()
         self._drained = Signal()  # the writer has sent what congested the connection
@@ -120,9 +125,7 @@ class Connection:
         finally:
             if self._plan is not None:
                 self.core.outbound.done(self._plan)
-            for stream in self.core.streams.values():
-                stream.drop_inbox()
-            self.core.streams.clear()
+            self.core.close()
             with trio.CancelScope(shield=True):
                 await self.wire.aclose()
 
@@ -191,7 +194,7 @@ class Connection:
         while True:
             taken = core.receive(data, buffer, now)
             self._start_calls()
-            if taken == len(data):
+            if taken == len(data) and not core.unfinished:
                 break
             data = data[taken:]
             if self._turns.over():
@@ -215,10 +218,12 @@ class Connection:
             if len(self.calls) >= shared.limits.max_concurrent_streams:
                 core.refuse(stream)
                 continue
+            if not self._admits(stream):
+                continue
             path = stream.request.path
             method = shared.methods.get(path)
             if method is None:
-                core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {path[1:]}")
+                core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {_shown(path[1:])}")
                 continue
             decoder = shared.streamed.get(path)
             limit = shared.limits.max_message_bytes
@@ -228,7 +233,6 @@ class Connection:
                 stream,
                 method,
                 decoder,
-                shared.admit,
                 limit,
                 shared.messages,
                 self._turns.over,
@@ -238,6 +242,17 @@ class Connection:
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._turns.run, self._share, self._run, call, name=path)
+
+    def _admits(self, stream: Stream) -> bool:
+        """Ask who calls, before anything is done for the call. A client that may not call gets its answer here."""
+        shared = self._shared
+        if shared.admit is not None:
+            try:
+                shared.admit(stream.request)
+            except Exception as error:  # noqa: BLE001 - a bug costs the call, nothing else
+                end_with(error, self.core, stream, shared.logger, shared.failed)
+                return False
+        return True
 
     async def _run(self, call: Call) -> None:
         try:
@@ -414,3 +429,8 @@ class Connection:
         if blocked is not None and now - blocked > limits.socket_stall_timeout:
             return True
         return self.core.ping_pending and self._heard < self._pinged and now - self._pinged > limits.keepalive_timeout
+
+
+def _shown(path: str) -> str:
+    """A path as it is shown in a message: a client chooses its length."""
+    return path if len(path) <= SHOWN_PATH else path[:SHOWN_PATH] + "..."

@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import frames, replies
-from ._h2 import Engine, HeaderList, StreamHandle
+from ._h2 import Engine, StreamHandle
+from ._hpack import Block, HeaderList
+from ._purerpc import StatusCode
 from .abuse import AbuseMeters
 from .buffers import Allowance, Buffer
 from .faults import ConnectionFault, ErrorCode, StreamFault
 from .files import FileMessage
-from .limits import Limits
+from .limits import MAX_BLOCK_BYTES, Limits
 from .messages import PREFIX
 from .outbound import Outbound
 from .requests import NO_REQUEST, Refusal, Request, parse
@@ -32,7 +34,17 @@ from .streams import FilePiece, Stream
 CONNECTION_WINDOW = 2**31 - 1
 TOP_UP_BELOW = 2**30
 FRAMES_AT_ONCE = 64
-"""Frames taken in before the caller looks at the clock: 64 of the smallest cost a few hundred microseconds."""
+"""Frames taken in before the caller looks at the clock (`turns`): 64 of the smallest cost a few hundred microseconds.
+
+What counts as a frame is decided in two places. `frames.Splitter.feed` counts what arrives: a frame, and each 16 bytes of
+it. `Core` adds what it makes of a frame (`Splitter.charge`): `CALL_WORK`, and each 16 bytes of decoded header fields.
+"""
+
+CALL_WORK = 20
+"""What it costs to open a call, in frames: 100 us where it is refused at once."""
+
+FREE_HEADERS = 2048
+"""Bytes of header fields that any call may keep without borrowing them. Tokens rarely have more."""
 
 SMALL_REPLY = 16 * 1024
 """A reply up to this size leaves in one piece with its headers and trailers."""
@@ -40,7 +52,6 @@ SMALL_REPLY = 16 * 1024
 JOIN_BELOW = 64 * 1024
 """Messages up to this size are copied behind their prefix, which is cheaper than a piece of their own."""
 
-WHOLE_BLOCK = frames.END_HEADERS | frames.END_STREAM
 LAST_STREAM_ID = 2**31 - 1
 DRAIN_PING = b"draining"
 KEEPALIVE_PING = b"areyouin"
@@ -49,7 +60,7 @@ KEEPALIVE_PING = b"areyouin"
 class Core:
     """The state of one connection. Methods raise `ConnectionFault` when the peer has made it unusable."""
 
-    def __init__(self, limits: Limits, windows: Allowance, peer: str) -> None:
+    def __init__(self, limits: Limits, windows: Allowance, headers: Allowance, peer: str) -> None:
         self.engine = Engine(
             self,
             max_frame_bytes=limits.max_frame_bytes,
@@ -58,9 +69,7 @@ class Core:
             max_header_bytes=limits.max_header_bytes,
         )
         self.outbound = Outbound(self.engine, self._end)
-        self.splitter = frames.Splitter(
-            self, max_frame_bytes=limits.max_frame_bytes, max_header_bytes=limits.max_header_bytes
-        )
+        self.splitter = frames.Splitter(self, max_frame_bytes=limits.max_frame_bytes)
         self.streams: dict[int, Stream] = {}
         self.refusing = False  # draining: no stream is accepted any more
         self.drained = False  # ... and the client knows which was the last
@@ -69,6 +78,7 @@ class Core:
         self.payload_received = 0
         self._limits = limits
         self._windows = windows
+        self._headers = headers
         self._peer = peer
         self._opened: list[tuple[Stream, Refusal | None]] = []
         self._gone: list[Stream] = []
@@ -77,6 +87,11 @@ class Core:
         self._recv_window = 65535
         self._data_stream: Stream | None = None
         self._data_length = 0  # of its frame, padding included
+        self._fragments: list[bytes] = []  # of the header block that arrives
+        self._block_ends_stream = False
+        self._block_borrowed = 0  # bytes for it, from the server's pool
+        self._block: tuple[int, bool, Block] | None = None  # that is being decoded: its stream, END_STREAM
+        self._settings_changed = False
         self._meters = AbuseMeters()
         self.outbound.control(self.engine.pending())
         self._top_up(CONNECTION_WINDOW - self._recv_window)
@@ -86,15 +101,28 @@ class Core:
     def receive(self, data: memoryview, buffer: Buffer | None, now: float) -> int:
         """Take in bytes (`buffer` is what they are a view of) at a monotonic time; how many were taken.
 
-        Fewer than all are taken when they hold more than `FRAMES_AT_ONCE` frames: call again with the rest.
+        Fewer than all are taken when they are the work of more than `FRAMES_AT_ONCE` frames: call again with the rest.
+        Call again, too, while it is `unfinished`.
         """
         self._now = now
         self._buffer = buffer
-        taken = self.splitter.feed(data, FRAMES_AT_ONCE)
+        taken = 0
+        if self._block is None:
+            taken = self.splitter.feed(data, FRAMES_AT_ONCE)
+        else:
+            self._decode()
+        if self._settings_changed:
+            self._settings_changed = False
+            self._apply_settings()
         pending = self.engine.pending()
         if pending:
             self.outbound.control(pending)
         return taken
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there's work to do before more bytes can be taken in."""
+        return self._block is not None
 
     def room(self) -> memoryview | None:
         """Memory to receive into what is due next, and nothing else, where it is known that it goes there: to be filled at once,
@@ -144,15 +172,13 @@ class Core:
         self.payload_received += length
         self._data_length = length
         stream = self.streams.get(stream_id)
-        if length == 0 and not end_stream:
-            self._count(frames.DATA)
         if stream is None or stream.remote_ended:
             if stream is None:
                 self._expect_known(stream_id)
             self._data_stream = None
             return None
         if length > stream.recv_window:
-            self.abort(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            self._break(stream, ErrorCode.FLOW_CONTROL_ERROR)
             self._data_stream = None
             return None
         stream.recv_window -= length
@@ -171,30 +197,26 @@ class Core:
     def data_ends(self, stream_id: int, padding: int, end_stream: bool) -> None:
         stream = self._data_stream
         self._data_stream = None
+        empty = padding == self._data_length
         if stream is None:
-            if not self.engine.was_reset_here(stream_id):  # else it was under way when our RST_STREAM was
+            under_way = self.engine.was_reset_here(stream_id)  # when our RST_STREAM was: to be dropped
+            if empty or not under_way:
                 self._count(frames.DATA)
+            if not under_way:
                 self.engine.stray_data(stream_id, end_stream)
-        elif not stream.closed:
+            return
+        if empty and not end_stream:
+            self._count(frames.DATA)
+        if not stream.closed:
             if padding:
-                if padding == self._data_length and not end_stream:
-                    self._count(frames.DATA)  # as empty as without padding
                 stream.recv_total -= padding
                 self.consumed(stream, padding)
             if end_stream:
-                if stream.request.content_length not in (None, stream.recv_total):
-                    self.abort(stream, ErrorCode.PROTOCOL_ERROR)
-                else:
-                    self.engine.data_ended(stream.handle)
-                    self.stream_ended(stream_id)
+                self._peer_ended(stream)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if (
-            kind == frames.HEADERS
-            and flags | frames.END_STREAM == WHOLE_BLOCK
-            and stream_id > self.engine.highest_stream_id
-        ):
-            self.engine.request(stream_id, raw[frames.HEADER_SIZE :], flags & frames.END_STREAM != 0)
+        if kind in (frames.HEADERS, frames.CONTINUATION):
+            self._header_frame(kind, flags, stream_id, raw)
         elif kind == frames.RST_STREAM:
             self._expect_known(stream_id)
             self._count(kind)
@@ -210,12 +232,83 @@ class Core:
             if stream_id:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
             self.peer_leaves = True
-        elif kind in (frames.HEADERS, frames.CONTINUATION):
-            self.engine.receive(raw)
         else:
             self._count(kind)
             if raw:
                 self.engine.receive(frames.known_settings(raw) if kind == frames.SETTINGS else raw)
+
+    def block_grows(self, size: int) -> None:
+        if size > MAX_BLOCK_BYTES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {MAX_BLOCK_BYTES} bytes")
+        more = size - self._limits.max_header_bytes - self._block_borrowed
+        if more > 0:
+            granted = self._headers.take(more)
+            self._block_borrowed += granted
+            if granted < more:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many large header blocks arrive at once")
+
+    def _header_frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
+        if kind == frames.HEADERS:
+            self._block_ends_stream = flags & frames.END_STREAM != 0
+        self._fragments.append(frames.block_fragment(raw))
+        if flags & frames.END_HEADERS:
+            block = self.engine.header_block(b"".join(self._fragments))
+            self._fragments.clear()
+            self._block = stream_id, self._block_ends_stream, block
+            self._decode()
+
+    def _decode(self) -> None:
+        """Decode some more of the header block that has arrived; once it's whole, it opens or ends its stream."""
+        assert self._block is not None
+        stream_id, end_stream, block = self._block
+        before = block.work
+        done = self.engine.decode(block)
+        self.splitter.charge((block.work - before) >> 4)
+        if not done:
+            self.splitter.charge(FRAMES_AT_ONCE)
+            return
+        self._drop_block()
+        if stream_id <= self.engine.highest_stream_id:
+            self._late_headers(stream_id, end_stream)
+            return
+        handle = self.engine.open(stream_id, end_stream)
+        self._request_received(stream_id, block.fields, handle)
+        if end_stream and stream_id in self.streams:
+            self.streams[stream_id].remote_ended = True
+
+    def _drop_block(self) -> None:
+        self._block = None
+        self._fragments.clear()
+        self._headers.give(self._block_borrowed)
+        self._block_borrowed = 0
+
+    def _late_headers(self, stream_id: int, end_stream: bool) -> None:
+        """Headers for a stream that was opened before: trailers, or an error."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._expect_known(stream_id)
+            if self.engine.has_ended(stream_id):
+                raise ConnectionFault(ErrorCode.STREAM_CLOSED, "headers for a stream that has ended")
+            if not self.engine.was_reset(stream_id):
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "headers for a stream that's no more")
+            self._count(frames.RST_STREAM)
+            if not self.engine.was_reset_here(stream_id):  # else they were under way when our RST_STREAM was
+                self.outbound.control(frames.rst_stream(stream_id, ErrorCode.STREAM_CLOSED))
+        elif stream.remote_ended:
+            self._break(stream, ErrorCode.STREAM_CLOSED)
+        elif not end_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "trailers that don't end the stream")
+        else:
+            self._peer_ended(stream)
+
+    def _peer_ended(self, stream: Stream) -> None:
+        """END_STREAM after the headers."""
+        if stream.request.content_length not in (None, stream.recv_total):
+            self._break(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        self.engine.peer_ended(stream.handle)
+        stream.remote_ended = True
+        stream.wake_reader()
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         self._count(frames.WINDOW_UPDATE)
@@ -227,13 +320,14 @@ class Core:
         if stream is None:
             self._expect_known(stream_id)
         elif increment == 0:
-            self.abort(stream, ErrorCode.PROTOCOL_ERROR)
+            self._break(stream, ErrorCode.PROTOCOL_ERROR)
         elif not self.engine.window_update(stream.handle, increment):
-            self.abort(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            self._break(stream, ErrorCode.FLOW_CONTROL_ERROR)
         else:
             self.outbound.resume(stream)
 
-    def request_received(self, stream_id: int, fields: HeaderList, handle: StreamHandle) -> None:
+    def _request_received(self, stream_id: int, fields: HeaderList, handle: StreamHandle) -> None:
+        self.splitter.charge(CALL_WORK)
         if self.refusing:
             self._reject(stream_id, handle, ErrorCode.REFUSED_STREAM)
             return
@@ -241,22 +335,32 @@ class Core:
         request = fields.parsed
         if not isinstance(request, Request):
             try:
-                request = fields.parsed = parse(fields, self._peer)
+                request = fields.parsed = self._parse(fields)
             except StreamFault as fault:
                 self._reject(stream_id, handle, fault.code)
                 return
             except Refusal as error:
                 refusal = error
                 request = NO_REQUEST
+                if error.http_status != 200:  # no honest client sends many: no gRPC
+                    self._count(frames.RST_STREAM)
+        borrowed = 0
+        if refusal is None and fields.size > FREE_HEADERS:
+            wanted = fields.size - FREE_HEADERS
+            borrowed = self._headers.take(wanted)
+            if borrowed < wanted:
+                refusal = Refusal(StatusCode.RESOURCE_EXHAUSTED, "too many calls with large headers: try again later")
         stream = Stream(stream_id, handle, request, self._limits.stream_window)
+        stream.borrowed_headers = borrowed
         self.streams[stream_id] = stream
         self._opened.append((stream, refusal))
 
-    def stream_ended(self, stream_id: int) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            stream.remote_ended = True
-            stream.wake_reader()
+    def _parse(self, fields: HeaderList) -> Request:
+        if fields.too_large:
+            limit = self._limits.max_header_bytes
+            message = f"the call's headers are larger than max_header_bytes allows, which is {limit}"
+            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, message)
+        return parse(fields, self._peer)
 
     def stream_reset(self, stream_id: int, code: int) -> None:
         stream = self.streams.get(stream_id)
@@ -264,6 +368,11 @@ class Core:
             self._lose(stream, code)
 
     def settings_changed(self) -> None:
+        self._settings_changed = True
+
+    def _apply_settings(self) -> None:
+        """Let all streams have what SETTINGS changed: once a turn, as there may be thousands of both."""
+        self.engine.change_windows()
         for stream in self.streams.values():
             self.outbound.resume(stream)
         self.outbound.wake()
@@ -361,8 +470,7 @@ class Core:
 
     def refuse(self, stream: Stream) -> None:
         """REFUSED_STREAM: there are too many, and the client has been told how many there may be."""
-        self._count(frames.RST_STREAM)
-        self.abort(stream, ErrorCode.REFUSED_STREAM)
+        self._break(stream, ErrorCode.REFUSED_STREAM)
 
     def abort(self, stream: Stream, code: ErrorCode) -> None:
         """RST_STREAM; its call is to be cancelled."""
@@ -370,6 +478,11 @@ class Core:
             self.engine.reset_sent(stream.handle)
             self.outbound.control(frames.rst_stream(stream.id, code))
             self._lose(stream, code)
+
+    def _break(self, stream: Stream, code: ErrorCode) -> None:
+        """RST_STREAM because the client broke a rule: counts like a reset of the client's own (CVE-2025-8671)."""
+        self._count(frames.RST_STREAM)
+        self.abort(stream, code)
 
     # ---- the connection's end -------------------------------------------------------------------------------------
 
@@ -390,6 +503,12 @@ class Core:
         if not self.drained:
             self.drained = True
             self.outbound.control(frames.goaway(self.engine.highest_stream_id, ErrorCode.NO_ERROR))
+
+    def close(self) -> None:
+        """The connection is no more: give back all that it has borrowed."""
+        for stream in list(self.streams.values()):
+            self._close(stream)
+        self._drop_block()
 
     def fail(self, code: ErrorCode, reason: str) -> None:
         """The last frame on this connection. What has just been opened on it isn't begun."""
@@ -415,6 +534,8 @@ class Core:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame for a stream that was never opened")
 
     def _reject(self, stream_id: int, handle: StreamHandle, code: ErrorCode) -> None:
+        """RST_STREAM for a stream that isn't one yet; counts as `_break`."""
+        self._count(frames.RST_STREAM)
         self.engine.reset_sent(handle)
         self.engine.forget(stream_id)
         self.outbound.control(frames.rst_stream(stream_id, code))
@@ -428,7 +549,8 @@ class Core:
             engine.reset_sent(stream.handle)
             frame += frames.rst_stream(stream.id, ErrorCode.NO_ERROR)
         self._close(stream)
-        self._meters.call_finished()
+        if stream.request is not NO_REQUEST:
+            self._meters.call_finished()
         return frame
 
     def _lose(self, stream: Stream, code: int) -> None:
@@ -445,5 +567,7 @@ class Core:
         if stream.extra_window:
             self._windows.give(stream.extra_window)
             stream.extra_window = 0
+        self._headers.give(stream.borrowed_headers)
+        stream.borrowed_headers = 0
         stream.wake_reader()
         stream.wake_sender()

@@ -8,9 +8,9 @@ The splitter looks at each 9-byte frame header first, before any of the payload 
 
 Nothing but the payload of a control frame is ever copied, and that only when it is cut in two by the end of the input;
 a DATA frame passes through in as many pieces as the input has, or past the splitter, which is told so (`passed`). So the
-cost is linear in the number of frames and the memory is bounded by `max_header_bytes`, however the bytes are cut.
+cost is linear in the number of frames and the memory is bounded by the sink (`block_grows`), however the bytes are cut.
 
-A header block is measured over HEADERS and all its CONTINUATIONs before anything of it is decoded.
+A header block is measured over HEADERS and all its CONTINUATIONs before anything of it is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDO
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
 PADDED = 0x8
+HAS_PRIORITY = 0x20
 
 MAX_CONTINUATIONS = 32
 """Frames in one header block: more are no use below the size limit, and h2 itself stops at 64."""
@@ -84,6 +85,23 @@ def known_settings(raw: bytes) -> bytes:
     return frame_header(len(known), SETTINGS, raw[4], int.from_bytes(raw[5:9], "big")) + known
 
 
+def block_fragment(raw: bytes) -> bytes:
+    """The part of a header block in a HEADERS or CONTINUATION frame: no padding, no priority (sections 6.2, 6.10)."""
+    kind, flags = raw[3], raw[4]
+    start, end = HEADER_SIZE, len(raw)
+    if kind == HEADERS:
+        if flags & PADDED:
+            if start == end:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "no pad length")
+            end -= raw[start]
+            start += 1
+        if flags & HAS_PRIORITY:
+            start += 5
+        if start > end:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS of impossible size")
+    return raw[start:end]
+
+
 class Sink(Protocol):
     """Who is told of frames. Any method may raise `ConnectionFault`."""
 
@@ -95,6 +113,9 @@ class Sink(Protocol):
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         """A complete frame of another kind, header included."""
+
+    def block_grows(self, size: int) -> None:
+        """A header block will have `size` bytes with the frame that has begun: decides how many are too many."""
 
 
 def _drop(_: memoryview) -> None:
@@ -114,7 +135,6 @@ class Splitter:
         "_in_data",
         "_left",
         "_max_frame",
-        "_max_header",
         "_need",
         "_padding",
         "_preface",
@@ -123,14 +143,15 @@ class Splitter:
         "_skip",
         "_stream_id",
         "_want_pad_length",
+        "_work",
         "completed",
     )
 
-    def __init__(self, sink: Sink, *, max_frame_bytes: int, max_header_bytes: int) -> None:
+    def __init__(self, sink: Sink, *, max_frame_bytes: int) -> None:
         self._sink = sink
         self.completed = 0  # frames, for telling a slow peer from one that is stuck within a frame
         self._max_frame = max_frame_bytes
-        self._max_header = max_header_bytes
+        self._work = 0  # frames that are still taken in this turn
         self._preface = PREFACE  # what of it is still to come
         self._settled = False  # has the first SETTINGS frame been seen?
         self._body = bytearray()  # the beginning of a frame header, or of a control frame, cut by the end of the input
@@ -170,11 +191,17 @@ class Splitter:
         if not self._left and not self._skip:
             self._end_data()
 
+    def charge(self, work: int) -> None:
+        """The frame that the sink is being told of cost as much as so many small ones: for `feed` to end sooner."""
+        self._work -= work
+
     def feed(self, data: memoryview, max_frames: int = 1 << 30) -> int:
         """Take in `data`, but no more than `max_frames` frames of it; the number of bytes that were taken.
 
-        A frame other than DATA counts for one and one more for each 16 bytes, as decoding headers is what costs most. Raises `ConnectionFault`; the splitter is of no use afterwards.
+        A frame other than DATA counts for one, one more for each 16 bytes, and what the sink adds (`charge`).
+        Raises `ConnectionFault`; the splitter is of no use afterwards.
         """
+        self._work = max_frames
         pos = 0
         end = len(data)
         sink = self._sink
@@ -184,12 +211,12 @@ class Splitter:
             if self._in_data or self._skip:
                 pos = self._feed_payload(data, pos, end)
                 continue
-            if max_frames <= 0:
+            if self._work <= 0:
                 return pos
             if self._body:
                 pos = self._feed_body(data, pos, end)
                 if len(self._body) == self._need and self._need > HEADER_SIZE:
-                    max_frames -= 1 + (self._need >> 4)
+                    self._work -= 1 + (self._need >> 4)
                     self._count()
                     raw = bytes(self._body)
                     self._body.clear()
@@ -202,18 +229,18 @@ class Splitter:
             high, low, kind, flags, stream_id = _unpack_head(data, pos)
             length = high << 8 | low
             if kind == DATA and self._block_stream == 0 and self._settled:
-                max_frames -= 1
+                self._work -= 1
                 self.completed += 1
                 pos += HEADER_SIZE
                 self._begin_data(length, flags, stream_id & 0x7FFFFFFF)
                 continue
             if self._check_header(length, kind, flags, stream_id & 0x7FFFFFFF):
-                max_frames -= 1
+                self._work -= 1
                 pos += HEADER_SIZE
                 continue
             total = HEADER_SIZE + length
             if end - pos >= total:
-                max_frames -= 1 + (total >> 4)
+                self._work -= 1 + (total >> 4)
                 self._count()
                 raw = bytes(data[pos : pos + total])
                 pos += total
@@ -361,8 +388,7 @@ class Splitter:
     def _measure_block(self, length: int, flags: int) -> None:
         self._block_bytes += length
         self._block_frames += 1
-        if self._block_bytes > self._max_header:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block is larger than max_header_bytes")
+        self._sink.block_grows(self._block_bytes)
         if self._block_frames > MAX_CONTINUATIONS:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block of too many frames")
         if flags & END_HEADERS:

@@ -16,6 +16,12 @@ PROGRESS = 4 * KIB
 """Bytes that count as progress. One byte every five minutes would keep a call, its file and its connection for years. A hundred
 downloads over a link of 1 Mbit/s move a hundred times as much each in five minutes."""
 
+MAX_BLOCK_BYTES = 256 * KIB
+"""One header block as it is sent, over all CONTINUATIONs.
+
+Up to this size a block is decoded even if its call is refused, as HPACK's state has to follow the client's.
+"""
+
 
 @attrs.frozen(kw_only=True)
 class Limits:
@@ -39,8 +45,20 @@ class Limits:
     One that finds no room ends with RESOURCE_EXHAUSTED. At least `max_message_bytes`; a call's first `messages.UNCOUNTED` bytes are free.
     """
 
-    max_header_bytes: int = attrs.field(default=16 * KIB, validator=attrs.validators.gt(0))
-    """One header block, both as it is sent (over all CONTINUATIONs) and as it is decoded."""
+    max_header_bytes: int = attrs.field(
+        default=16 * KIB, validator=[attrs.validators.gt(0), attrs.validators.le(MAX_BLOCK_BYTES)]
+    )
+    """The header fields of one call, as SETTINGS_MAX_HEADER_LIST_SIZE counts them (RFC 9113, section 6.5.2).
+
+    A call with more ends with RESOURCE_EXHAUSTED, a connection with a block of more than `MAX_BLOCK_BYTES` ends.
+    """
+
+    header_pool: int = attrs.field(default=32 * MIB, validator=attrs.validators.gt(0))
+    """Bytes of header fields that all calls of the server may keep, and of large header blocks that arrive.
+
+    A call that finds no room ends with RESOURCE_EXHAUSTED, a connection whose block finds none ends. A call's first
+    `core.FREE_HEADERS` bytes are not counted, nor are `max_header_bytes` of a block.
+    """
 
     max_frame_bytes: int = attrs.field(default=MIB, validator=[attrs.validators.ge(2**14), attrs.validators.lt(2**24)])
     """The frame size offered to clients (SETTINGS_MAX_FRAME_SIZE, 2**14 to 2**24 - 1)."""

@@ -7,6 +7,8 @@ of a connection (`TABLE_SIZE_ZERO`), which answers any SETTINGS_HEADER_TABLE_SIZ
 
 from __future__ import annotations
 
+import re
+
 from . import frames
 
 TABLE_SIZE_ZERO = b"\x20"
@@ -30,15 +32,15 @@ def _literal(name: bytes, value: bytes) -> bytes:
     return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
 
 
+_NOT_PRINTABLE = re.compile(rb"[^ -$&-~]")
+
+
 def percent_encode(message: str) -> bytes:
     """grpc-message: UTF-8, with everything but printable ASCII, and %, as %XX (the "Percent-Encoded" rule)."""
-    encoded = bytearray()
-    for byte in message.encode("utf-8", "replace"):
-        piece = b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        if len(encoded) + len(piece) > MAX_STATUS_MESSAGE:
-            break
-        encoded += piece
-    return bytes(encoded)
+    text = message[:MAX_STATUS_MESSAGE].encode("utf-8", "replace")
+    encoded = _NOT_PRINTABLE.sub(lambda found: b"%%%02X" % ord(found[0]), text)[:MAX_STATUS_MESSAGE]
+    cut = encoded.rfind(b"%", -2)  # an escape that lost its end
+    return encoded if cut < 0 else encoded[:cut]
 
 
 _CONTENT_TYPE = b"\x0f" + bytes((_CONTENT_TYPE_INDEX - 15,)) + _length(16) + b"application/grpc"

@@ -2,6 +2,9 @@
 
 Three kinds of wrong: fields that HTTP/2 forbids are a `StreamFault`; fields that are HTTP but not gRPC get an HTTP status;
 fields that are gRPC but wrong get a gRPC status. The last two are a `Refusal`. None of them harms another stream.
+
+Metadata is decoded when it is asked for, as a few bytes of HPACK can be thousands of values: a call of 100 bytes held the
+server up for 13 ms, and kept 1.1 MB while it ran.
 """
 
 from __future__ import annotations
@@ -9,11 +12,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
-from ._purerpc import StatusCode
+from ._purerpc import StatusCode, failure
 from .faults import ErrorCode, StreamFault
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])\Z")
@@ -21,10 +24,17 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 _CONTENT_TYPE = re.compile(rb"application/grpc(\+proto)?(\s*;.*)?\Z", re.IGNORECASE)
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+\Z")
 _BAD_VALUE = re.compile(rb"[\0\r\n]")
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=, \t]")
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
 _CONNECTION_FIELDS = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 _RESERVED = frozenset((b"te", b"content-type", b"user-agent", b"content-length", b"host"))
 _ENCODINGS = {b"identity": None, b"gzip": "gzip", b"deflate": "deflate"}
+
+MAX_METADATA = 128
+"""Fields of metadata in a call, and values in a field; proxies and meshes add a dozen or two."""
+
+_SHOWN = 64
+"""Characters of a name that are shown in a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,8 +45,8 @@ class Request:
     method_name: str
     path: str
     authority: str | None
-    custom_metadata: tuple[tuple[str, str | bytes], ...]
-    """In the order they were sent; the values of names that end in -bin are bytes."""
+    fields: tuple[tuple[bytes, bytes], ...]
+    """Metadata as it was sent; see `metadata` and `custom_metadata`."""
     timeout: float | None
     """The client's deadline in seconds from when the call was received."""
     user_agent: str | None
@@ -46,13 +56,28 @@ class Request:
     """How compressed messages are compressed: gzip, deflate or not at all."""
     content_length: int | None
 
+    def metadata(self, name: str) -> Iterator[str | bytes]:
+        """The values of one name (lower case), in the order they were sent; bytes if the name ends in -bin.
+
+        Raises `RpcFailedError`, INVALID_ARGUMENT, for values that are not base64 or too many.
+        """
+        wanted = name.encode("ascii")
+        for found, value in self.fields:
+            if found == wanted:
+                yield from _values(found, value)
+
+    @property
+    def custom_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """All metadata, as purerpc has it, decoded each time it is asked for. Raises as `metadata`."""
+        return tuple((name.decode("ascii"), item) for name, value in self.fields for item in _values(name, value))
+
 
 NO_REQUEST = Request(
     service_name="",
     method_name="",
     path="",
     authority=None,
-    custom_metadata=(),
+    fields=(),
     timeout=None,
     user_agent=None,
     peer="",
@@ -97,6 +122,7 @@ def parse(fields: Iterable[tuple[bytes, bytes]], peer: str) -> Request:
         raise _malformed("a pseudo-header is missing")
     _check_http(pseudo, known)
     service, method = _split_path(pseudo[b":path"])
+    _check_metadata(metadata)
     authority = pseudo.get(b":authority", known.get(b"host"))
     user_agent = known.get(b"user-agent")
     return Request(
@@ -104,7 +130,7 @@ def parse(fields: Iterable[tuple[bytes, bytes]], peer: str) -> Request:
         method_name=method,
         path=f"/{service}/{method}",
         authority=None if authority is None else authority.decode("latin-1"),
-        custom_metadata=tuple(item for name, value in metadata for item in _metadata(name, value)),
+        fields=tuple(metadata),
         timeout=_timeout(known.get(b"grpc-timeout")),
         user_agent=None if user_agent is None else user_agent.decode("latin-1"),
         peer=peer,
@@ -164,14 +190,28 @@ def _content_length(value: bytes | None) -> int | None:
     return int(value)
 
 
-def _metadata(name: bytes, value: bytes) -> Iterable[tuple[str, str | bytes]]:
-    text = name.decode("ascii")
+def _check_metadata(metadata: list[tuple[bytes, bytes]]) -> None:
+    if len(metadata) > MAX_METADATA:
+        raise Refusal(StatusCode.RESOURCE_EXHAUSTED, f"a call may have {MAX_METADATA} fields of metadata")
+    for name, value in metadata:
+        if name.endswith(b"-bin") and _NOT_BASE64.search(value):
+            raise Refusal(StatusCode.INVALID_ARGUMENT, _no_base64(name))
+
+
+def _values(name: bytes, value: bytes) -> Iterator[str | bytes]:
+    """The values of a field of metadata: one text, or bytes in base64, with commas between (gRPC, "Custom-Metadata")."""
     if not name.endswith(b"-bin"):
-        yield text, value.decode("latin-1")
+        yield value.decode("latin-1")
         return
+    if value.count(b",") >= MAX_METADATA:
+        raise failure(StatusCode.INVALID_ARGUMENT, f"a field of metadata may have {MAX_METADATA} values")
     for item in value.split(b","):
         item = item.strip().rstrip(b"=")
         try:
-            yield text, base64.b64decode(item + b"=" * (-len(item) % 4), validate=True)
+            yield base64.b64decode(item + b"=" * (-len(item) % 4), validate=True)
         except binascii.Error:
-            raise Refusal(StatusCode.INVALID_ARGUMENT, f"the value of {text} is not base64") from None
+            raise failure(StatusCode.INVALID_ARGUMENT, _no_base64(name)) from None
+
+
+def _no_base64(name: bytes) -> str:
+    return f"the value of {name[:_SHOWN].decode('ascii')} is not base64"

@@ -78,6 +78,7 @@ class Stream:
         "_moved",
         "_waits_since",
         "awaits_request",
+        "borrowed_headers",
         "buffered",
         "closed",
         "consumed",
@@ -110,6 +111,7 @@ class Stream:
         self.id = stream_id
         self.handle = handle
         self.request = request
+        self.borrowed_headers = 0  # bytes of the request's, from the server's pool
         # receiving
         self.inbox: deque[tuple[memoryview | bytearray, Buffer | None]] = deque()
         self.buffered = 0  # bytes in the inbox

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any, cast
 
+import hpack
 import pytest
 import trio
 import trustme
@@ -79,18 +80,40 @@ def test_a_message_over_its_limit_is_refused_and_the_connection_lives(start_serv
         assert calls.data("policy") == bytes(100_000)
 
 
-async def test_a_header_over_its_limit_ends_its_connection(start_server: StartServer) -> None:
+async def test_headers_over_their_limit_are_refused_and_the_connection_lives(start_server: StartServer) -> None:
+    """As a proxy sends them, whose clients share a connection and the table of its headers."""
     server = start_server("--max_header_bytes=1024")
-    async with h2client.connected(server.port) as other:
-        async with h2client.connected(server.port) as client:
-            assert client.server_settings[MAX_HEADER_LIST_SIZE] == 1024
-            assert (await client.call(STATUS, b"", [(b"note", b"x" * 100)])).status == 0
-            await client.try_send(h2client.headers(client.new_id(), h2client.block([(b"note", b"x" * 1024)])))
-            await client.until_closed()
-            (goaway,) = client.goaways
-            assert goaway.code is ErrorCode.ENHANCE_YOUR_CALM
-            assert "max_header_bytes" in reason(goaway)
-        assert (await other.call(STATUS, b"")).status == 0
+    encoder = hpack.Encoder()
+    async with h2client.connected(server.port) as client:
+        assert client.server_settings[MAX_HEADER_LIST_SIZE] == 1024
+
+        async def call(*extra: tuple[bytes, bytes]) -> h2client.Reply:
+            stream_id = client.new_id()
+            fields = encoder.encode(h2client.request_fields(STATUS, extra))
+            parts = [fields[at : at + 16_384] for at in range(0, len(fields), 16_384)]
+            await client.send(
+                h2client.headers(stream_id, parts[0], end_headers=len(parts) == 1),
+                *(
+                    frames.frame_header(len(part), frames.CONTINUATION, 4 if part is parts[-1] else 0, stream_id) + part
+                    for part in parts[1:]
+                ),
+                h2client.data(stream_id, h2client.message(b""), end_stream=True),
+            )
+            return await client.finished(stream_id)
+
+        for number in range(3):
+            named = (b"note-%d" % number, b"x" * 100)
+            assert (await call(named)).status == 0
+            for size in (1024, 20_000, 200_000):
+                refused = await call((b"before", b"1"), (b"large-%d" % number, b"x" * size), (b"after", b"1"), named)
+                assert refused.status == Code.RESOURCE_EXHAUSTED.value[0]
+                assert refused.text == "the call's headers are larger than max_header_bytes allows, which is 1024"
+                assert (await call((b"after", b"1"), named)).status == 0
+        await client.try_send(h2client.headers(client.new_id(), bytes(256 * 1024 + 1)))
+        await client.until_closed()
+        (goaway,) = client.goaways
+        assert goaway.code is ErrorCode.ENHANCE_YOUR_CALM
+        assert "262144" in reason(goaway)
 
 
 async def test_streams_over_their_limit_are_refused(start_server: StartServer) -> None:

@@ -16,7 +16,10 @@ from modelreg.services import Readiness, Tokens, admission
 class Call:
     service_name: str
     method_name: str
-    custom_metadata: tuple[tuple[str, str | bytes], ...] = ()
+    fields: tuple[tuple[str, str | bytes], ...] = ()
+
+    def metadata(self, wanted: str, /) -> list[str | bytes]:
+        return [value for name, value in self.fields if name == wanted]
 
 
 HEALTH = Call("grpc.health.v1.Health", "Check")
@@ -56,9 +59,7 @@ def test_tokens_come_before_readiness_and_are_asked_for_each_time(tmp_path: Path
     tokens: list[Tokens | None] = [Tokens.read(tmp_path / "tokens")]
     readiness = Readiness()
     admit = admission(readiness, lambda: tokens[0])
-    calls = [
-        attrs.evolve(call, custom_metadata=(("authentication-token", token),)) for call in (LOOKUP, UPLOAD, REFLECTION)
-    ]
+    calls = [attrs.evolve(call, fields=(("authentication-token", token),)) for call in (LOOKUP, UPLOAD, REFLECTION)]
     not_ready = [refused(admit, call) for call in calls]
     readiness.start()
     ready = [refused(admit, call) for call in calls]

@@ -16,7 +16,10 @@ FILE = f"# tokens\n\nread-write {WRITER}\n  read-only\t{READER}  \n"
 class Call:
     """A call's metadata."""
 
-    custom_metadata: tuple[tuple[str, str | bytes], ...] = ()
+    fields: tuple[tuple[str, str | bytes], ...] = ()
+
+    def metadata(self, wanted: str, /) -> list[str | bytes]:
+        return [value for name, value in self.fields if name == wanted]
 
 
 def call(name: str, value: str | bytes) -> Call:

@@ -28,7 +28,7 @@ from modelreg.services.messages import model_message, upload_header, version_mes
 from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix
 from modelreg.services.status import overall_load
 from modelreg.storage.archive import open_archive
-from modelreg.transport.requests import NO_REQUEST
+from modelreg.transport.requests import NO_REQUEST, Request
 
 AUDIT = Audit(silent_logger(), LineQuota(silent_logger()))
 
@@ -165,6 +165,10 @@ def test_version_message() -> None:
     )
 
 
+def with_metadata(*metadata: tuple[str, str]) -> Request:
+    return attrs.evolve(NO_REQUEST, fields=tuple((name.encode(), value.encode()) for name, value in metadata))
+
+
 def test_upload_header() -> None:
     message = api.ModelVersionInfo(
         model_id="m",
@@ -175,13 +179,13 @@ def test_upload_header() -> None:
         data_size=4,
         user_data={"a": "b"},
     )
-    assert upload_header(message, []) == UploadHeader(
+    assert upload_header(message, NO_REQUEST) == UploadHeader(
         model_id="m", stored=True, size=4, digest=DIGEST, timestamp=3, user_data={"a": "b"}
     )
 
 
 def test_upload_header_that_says_little() -> None:
-    assert upload_header(api.ModelVersionInfo(model_id="m"), [("user-agent", "x")]) == UploadHeader(
+    assert upload_header(api.ModelVersionInfo(model_id="m"), with_metadata(("user-agent", "x"))) == UploadHeader(
         model_id="m", stored=False, size=0
     )
 
@@ -189,17 +193,19 @@ def test_upload_header_that_says_little() -> None:
 @given(st.text(min_size=1))
 def test_hash_that_is_not_32_bytes_in_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="data_hash"):
-        upload_header(api.ModelVersionInfo(model_id="m", data_hash=text), [])
+        upload_header(api.ModelVersionInfo(model_id="m", data_hash=text), NO_REQUEST)
 
 
 def test_request_id() -> None:
-    assert upload_header(api.ModelVersionInfo(), [("modelreg-request-id", "x" * 128)]).request_id == "x" * 128
+    assert (
+        upload_header(api.ModelVersionInfo(), with_metadata(("modelreg-request-id", "x" * 128))).request_id == "x" * 128
+    )
 
 
 @pytest.mark.parametrize("values", [[""], ["x" * 129], ["a", "b"], ["a", "a"]])
 def test_request_id_that_is_none_too_long_or_not_one_is_refused(values: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="modelreg-request-id"):
-        upload_header(api.ModelVersionInfo(), [("modelreg-request-id", value) for value in values])
+        upload_header(api.ModelVersionInfo(), with_metadata(*(("modelreg-request-id", value) for value in values)))
 
 
 # Idle watches
@@ -211,7 +217,7 @@ async def replies_until(
     """What a watch of a new model is sent in so many seconds."""
     model = api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id="m"))
     await servicer.CreateOrUpdateModel(model, NO_REQUEST)
-    request = attrs.evolve(NO_REQUEST, custom_metadata=metadata)
+    request = with_metadata(*metadata)
     replies: list[api.VersionUpdateReply] = []
     with trio.move_on_after(seconds):
         async with aclosing(servicer.VersionUpdate(api.VersionUpdateRequest(model_id="m"), request)) as watch:

@@ -24,7 +24,7 @@ OPEN = headers(1, block(request_fields("/a/b")))
 
 def make(limits: Limits | None = None, start: bytes = PREFACE + settings({})) -> Core:
     limits = limits or Limits()
-    core = Core(limits, Allowance(limits.window_pool), "")
+    core = Core(limits, Allowance(limits.window_pool), Allowance(limits.header_pool), "")
     feed(core, start)
     return core
 
@@ -33,7 +33,7 @@ def feed(core: Core, *parts: bytes, now: float = 0.0) -> list[Stream]:
     """Give it all of the parts; the streams that were opened."""
     view = memoryview(b"".join(parts))
     opened = []
-    while view:
+    while view or core.unfinished:
         view = view[core.receive(view, None, now) :]
         opened += core.take_opened()
     return opened
@@ -70,7 +70,7 @@ def resets(core: Core) -> dict[int, ErrorCode]:
 
 
 def test_start() -> None:
-    core = Core(Limits(), Allowance(0), "")
+    core = Core(Limits(), Allowance(0), Allowance(0), "")
     kinds = [(kind, stream_id) for kind, _, stream_id, _ in written(core)]
     assert kinds == [(frames.SETTINGS, 0), (frames.WINDOW_UPDATE, 0)]
     feed(core, PREFACE + settings({}) + frames.ping(b"12345678"))
@@ -132,7 +132,7 @@ def test_credit_only_for_what_was_consumed() -> None:
 def test_a_stream_that_keeps_up_gets_a_larger_window_and_gives_it_back() -> None:
     limits = Limits(stream_window=100_000, max_stream_window=400_000, window_pool=250_000)
     windows = Allowance(limits.window_pool)
-    core = Core(limits, windows, "")
+    core = Core(limits, windows, Allowance(limits.header_pool), "")
     (stream,) = feed(core, PREFACE + settings({}), OPEN)
     stream.wants_window = True
     for _ in range(40):

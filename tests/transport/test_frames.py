@@ -15,6 +15,7 @@ from modelreg.transport.frames import PREFACE, Splitter, frame_header
 from tests.support.h2client import data, headers, settings
 
 START = PREFACE + settings({})
+MAX_BLOCK = 16384
 
 
 class Recorder:
@@ -35,10 +36,14 @@ class Recorder:
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         self.events.append((kind, flags, stream_id, raw))
 
+    def block_grows(self, size: int) -> None:
+        if size > MAX_BLOCK:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too large")
 
-def split(*pieces: bytes, max_frame: int = 1 << 20, max_header: int = 16384) -> list[tuple[object, ...]]:
+
+def split(*pieces: bytes, max_frame: int = 1 << 20) -> list[tuple[object, ...]]:
     recorder = Recorder()
-    splitter = Splitter(recorder, max_frame_bytes=max_frame, max_header_bytes=max_header)
+    splitter = Splitter(recorder, max_frame_bytes=max_frame)
     for piece in pieces:
         assert splitter.feed(memoryview(piece)) == len(piece)
     return recorder.events
@@ -112,7 +117,7 @@ def test_cut_anywhere(cuts: list[int]) -> None:
 
 def test_few_frames_at_a_time() -> None:
     recorder = Recorder()
-    splitter = Splitter(recorder, max_frame_bytes=1 << 20, max_header_bytes=16384)
+    splitter = Splitter(recorder, max_frame_bytes=1 << 20)
     view = memoryview(CONVERSATION)
     turns = 0
     while view:
@@ -125,7 +130,7 @@ def test_few_frames_at_a_time() -> None:
 
 
 def test_established_and_inside_control() -> None:
-    splitter = Splitter(Recorder(), max_frame_bytes=1 << 20, max_header_bytes=16384)
+    splitter = Splitter(Recorder(), max_frame_bytes=1 << 20)
     splitter.feed(memoryview(PREFACE))
     states = [splitter.established]
     splitter.feed(memoryview(settings({})))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelreg.transport._purerpc import RpcFailedError, status_of
 from modelreg.transport.faults import ErrorCode, StreamFault
-from modelreg.transport.requests import Refusal, parse
+from modelreg.transport.requests import MAX_METADATA, Refusal, parse
 from tests.support.h2client import request_fields
 
 PATH = "/package.Service/Method"
@@ -86,7 +87,7 @@ def test_content_types(content_type: bytes) -> None:
         (request_fields("//b"), 12, 200),
         (request_fields("*"), 12, 200),
         (request_fields(PATH, [(b"grpc-encoding", b"br")]), 12, 200),
-        (request_fields(PATH, [(b"x-bin", b"A")]), 3, 200),
+        (request_fields(PATH, [(b"x", b"1")] * (MAX_METADATA + 1)), 8, 200),
         (request_fields(PATH, [(b"x-bin", b"!!!!")]), 3, 200),
     ],
 )
@@ -127,6 +128,18 @@ def test_binary_metadata(values: list[bytes], padded: bool) -> None:
     encoded = [base64.b64encode(value) if padded else base64.b64encode(value).rstrip(b"=") for value in values]
     request = parse(request_fields(PATH, [(b"x-bin", b",".join(encoded))]), "")
     assert [value for _, value in request.custom_metadata] == values
+    assert list(request.metadata("x-bin")) == values
+
+
+@pytest.mark.parametrize("value", [b"A", b"AA=A", b"A,AAAA", b"AAAA," * MAX_METADATA])
+def test_binary_metadata_is_decoded_when_it_is_asked_for(value: bytes) -> None:
+    request = parse(request_fields(PATH, [(b"y", b"1"), (b"x-bin", value), (b"y", b"2")]), "")
+    assert list(request.metadata("y")) == ["1", "2"]
+    assert not list(request.metadata("z-bin"))
+    for ask in (lambda: list(request.metadata("x-bin")), lambda: request.custom_metadata):
+        with pytest.raises(RpcFailedError) as caught:
+            ask()
+        assert status_of(caught.value)[0] == 3
 
 
 @given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=5))

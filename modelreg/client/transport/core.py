@@ -123,7 +123,7 @@ class Core:
         )
         self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self._h2.initiate_connection()
-        self._splitter = frames.Splitter(self, max_frame_bytes=MAX_FRAME_BYTES, max_header_bytes=MAX_HEADER_BYTES)
+        self._splitter = frames.Splitter(self, max_frame_bytes=MAX_FRAME_BYTES)
         self._splitter.feed(memoryview(frames.PREFACE))  # made for servers, it expects what clients send first
         self._control = bytearray(self._h2.data_to_send())
         self._control += frames.window_update(0, MAX_WINDOW - 65535)
@@ -331,6 +331,10 @@ class Core:
                 self.greeted = True
                 self._opening.clear()
         # PRIORITY is of no meaning to a client, and extensions are to be ignored.
+
+    def block_grows(self, size: int) -> None:
+        if size > MAX_HEADER_BYTES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         if stream_id == 0:
