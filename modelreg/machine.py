@@ -1,10 +1,67 @@
-"""How much memory this process may use: what the machine has, or less where a control group says so."""
+"""How much memory this process may use, and how it's shared out.
+
+The process may use what the machine has, or less where a control group says so. Every default that is memory is a share
+of that, so that all of them together fit::
+
+    the program itself   some 70 MB       cache             1/4
+    uploads              1/8              replies           1/16, as much again for the shares of connections
+    messages             1/32             stream windows    1/32, and `stream_window` for each upload
+    header fields        1/64
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+import attrs
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Shares:
+    """What the parts of a server may take while nobody has said otherwise, in bytes."""
+
+    cache: int
+    """Transient versions."""
+
+    uploads: int
+    """The buffers of uploads."""
+
+    largest_reply: int
+    """A list, or anything else that is made of pieces."""
+
+    replies: int
+    """All replies together, before further ones wait."""
+
+    headers: int
+    """The header fields of calls."""
+
+    messages: int
+    """Request messages while they arrive."""
+
+    windows: int
+    """What clients may send beyond `stream_window`, on all streams together."""
+
+    stream_window: int
+    """What a client may send on a stream before anything of it is taken."""
+
+    @classmethod
+    def of(cls, memory: int) -> Shares:
+        """Share out so many bytes."""
+        return cls(
+            cache=memory // 4,
+            uploads=max(16 * MIB, min(256 * MIB, memory // 8)),
+            largest_reply=max(4 * MIB, min(64 * MIB, memory // 32)),
+            replies=max(4 * MIB, min(128 * MIB, memory // 16)),
+            headers=max(MIB, min(32 * MIB, memory // 64)),
+            messages=max(4 * MIB, min(64 * MIB, memory // 32)),
+            windows=min(64 * MIB, memory // 32),
+            stream_window=max(64 * KIB, min(MIB, memory // 4096)),
+        )
 
 
 def memory_bytes(root: Path = Path("/")) -> int:

@@ -22,6 +22,7 @@ from modelreg.credentials import Credentials
 from modelreg.directory import stay_registered
 from modelreg.errors import AddressUnavailable, ArchiveUncertain
 from modelreg.log import LineQuota, Logger, open_log
+from modelreg.machine import Shares, memory_bytes
 from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
@@ -277,10 +278,17 @@ def _limits(settings: Settings, logger: Logger) -> Limits:
                 connections=connections,
                 files=files,
             )
+    shares = Shares.of(memory_bytes())
     return Limits(
         max_connections=connections,
         max_concurrent_streams=settings.max_concurrent_streams,
         max_message_bytes=settings.max_message_bytes,
+        max_reply_bytes=settings.max_reply_bytes,
+        reply_pool=shares.replies,
+        header_pool=shares.headers,
+        message_pool=shares.messages,
+        window_pool=shares.windows,
+        stream_window=shares.stream_window,
         max_header_bytes=settings.max_header_bytes,
         handshake_timeout=settings.handshake_timeout,
         idle_timeout=settings.idle_timeout,

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from modelreg.machine import memory_bytes
+from modelreg.machine import Shares, memory_bytes
 
 T = TypeVar("T")
 
@@ -270,7 +270,7 @@ class Settings:
     cache_max_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_BYTES",
         metavar="BYTES",
-        default=lambda: memory_bytes() // 4,
+        default=lambda: Shares.of(memory_bytes()).cache,
         default_text="a quarter of the memory",
         convert=_number(1, _MAX_COUNT),
         meaning="How many bytes transient versions may take in memory, all together.",
@@ -296,8 +296,8 @@ class Settings:
     upload_buffer_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
         metavar="BYTES",
-        default=256 * 1024 * 1024,
-        default_text="268435456",
+        default=lambda: Shares.of(memory_bytes()).uploads,
+        default_text="an eighth of the memory, at most 268435456",
         convert=_number(16 * 1024 * 1024, _MAX_COUNT),
         meaning="How much memory uploads share. One that finds none left waits, and its client with it.",
     )
@@ -317,6 +317,15 @@ class Settings:
         convert=_number(1024, 1024 * 1024 * 1024),
         meaning="Largest message accepted, decompressed. Those with a version's data aren't counted: they are never "
         "held as a whole.",
+    )
+    max_reply_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_REPLY_BYTES",
+        metavar="BYTES",
+        default=lambda: Shares.of(memory_bytes()).largest_reply,
+        default_text="a 32nd of the memory, at most 67108864",
+        convert=_number(1024, _MAX_CHUNK_BYTES),
+        meaning="Largest list sent. A client that asks for more is told to ask for pages. The data of versions isn't "
+        "counted.",
     )
     max_header_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",

@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "client": {"transport", *LEAVES},
     "directory": {"client", *LEAVES},
     "credentials": {"services", "transport", *LEAVES},
-    "server": {"credentials", "directory", "services", "registry", "storage", "transport", *LEAVES},
+    "server": {"credentials", "directory", "machine", "services", "registry", "storage", "transport", *LEAVES},
     "cli": {"client", "server", "services", "registry", "storage", "transport", *LEAVES},
     "__main__": {"cli"},
     "__init__": set(),

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from modelreg import machine
-from modelreg.machine import memory_bytes
+from modelreg.machine import Shares, memory_bytes
+from modelreg.settings import Settings
 
 PHYSICAL = 64 << 30
 
@@ -49,3 +50,37 @@ def test_version_1(root: Path) -> None:
     write(root / "sys/fs/cgroup/memory/batch/memory.limit_in_bytes", f"{5 << 30}\n")
     write(root / "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
     assert memory_bytes(root) == 5 << 30
+
+
+# The program itself, measured: what it takes when it has served each kind of call.
+PROGRAM = 70 << 20
+
+UPLOADS = 40
+
+
+@pytest.mark.parametrize("memory", [256 << 20, 512 << 20, 1 << 30, 2 << 30, 4 << 30, 16 << 30, 1 << 40])
+def test_all_shares_together_fit(memory: int) -> None:
+    shares = Shares.of(memory)
+    parts = (
+        shares.cache
+        + shares.uploads
+        + shares.headers
+        + shares.messages
+        + shares.windows
+        + UPLOADS * shares.stream_window
+    )
+    # A pool of replies, the shares of connections in it, and one reply that is being made.
+    assert PROGRAM + parts + 2 * shares.replies + shares.largest_reply <= memory
+    assert shares.largest_reply <= shares.replies
+
+
+def test_the_defaults_are_shares_of_what_the_control_group_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelreg.settings.memory_bytes", lambda: 512 << 20)
+    shares = Shares.of(512 << 20)
+    settings = Settings()
+    assert (
+        (settings.cache_max_bytes, settings.upload_buffer_bytes)
+        == (shares.cache, shares.uploads)
+        == (128 << 20, 64 << 20)
+    )
+    assert settings.max_reply_bytes == shares.largest_reply == 16 << 20

@@ -22,6 +22,7 @@ from modelreg.client.download import Download
 from modelreg.client.errors import NotFound
 from modelreg.client.infos import ModelInfo, ModelIterationInfo
 from modelreg.client.latest import LatestModel, TrackedModel
+from modelreg.client.lists import Pages
 from modelreg.client.properties import Properties, as_text
 from modelreg.client.retry import Backoff
 from modelreg.client.rpc import Rpc, translated
@@ -32,7 +33,6 @@ from modelreg.client.transport.status import CallFailed, Code
 from modelreg.client.updates import IterationUpdates
 from modelreg.client.upload import Progress, Upload
 
-PAGE = 500
 SHA256_BYTES = 32
 
 LONGEST_LOOK = 1.0
@@ -321,14 +321,19 @@ class ModelRegistry:
     async def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """All models."""
         found: list[ModelInfo] = []
-        request = api.RetrieveModelsRequest(models_count=PAGE)
+        pages, handle = Pages(), ""
+
+        async def ask(count: int) -> api.RetrieveModelsReply:
+            request = api.RetrieveModelsRequest(models_count=count, model_handle=handle)
+            return await self._rpc.unary("RetrieveModels", request, api.RetrieveModelsReply, timeout)
+
         with translated(), deadline(self._rpc.limit(timeout)):
             while True:
-                reply = await self._rpc.unary("RetrieveModels", request, api.RetrieveModelsReply, timeout)
+                reply = await pages.get(ask)
                 found += map(ModelInfo.of, reply.model_infos)
-                if len(reply.model_infos) < PAGE:  # the handle is never empty
+                if len(reply.model_infos) < pages.size:  # the handle is never empty
                     return found
-                request.model_handle = reply.next_model_handle
+                handle = reply.next_model_handle
 
     async def list_iterations(self, model_name: str, *, timeout: float | None = None) -> list[ModelIterationInfo]:
         """All iterations of a model that are available: the stored ones, and the transient ones that are left.
@@ -337,14 +342,19 @@ class ModelRegistry:
             NotFound: there is no such model.
         """
         found: list[ModelIterationInfo] = []
-        request = api.RetrieveVersionInfosRequest(model_id=model_name, versions_count=PAGE)
+        pages, handle = Pages(), ""
+
+        async def ask(count: int) -> api.RetrieveVersionInfosReply:
+            request = api.RetrieveVersionInfosRequest(model_id=model_name, versions_count=count, version_handle=handle)
+            return await self._rpc.unary("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply, timeout)
+
         with translated(), deadline(self._rpc.limit(timeout)):
             while True:
-                reply = await self._rpc.unary("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply, timeout)
+                reply = await pages.get(ask)
                 found += map(ModelIterationInfo.of, reply.version_infos)
-                if len(reply.version_infos) < PAGE:
+                if len(reply.version_infos) < pages.size:
                     return found
-                request.version_handle = reply.next_version_handle
+                handle = reply.next_version_handle
 
     async def get_iteration_info(
         self, name: str, iteration: int, *, timeout: float | None = None

@@ -24,6 +24,7 @@ from typing_extensions import Self
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.errors import DeadlineExceeded, error_of
 from modelreg.client.infos import ModelIterationInfo
+from modelreg.client.lists import Pages
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, transient
 from modelreg.client.rpc import SERVICE, Rpc
@@ -31,7 +32,6 @@ from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import deadline
 from modelreg.client.transport.status import CallFailed, Code
 
-PAGE = 500
 REMEMBERED = 256
 
 KEEPALIVE = "modelreg-watch-keepalive"
@@ -194,12 +194,17 @@ class IterationUpdates:
     async def _list(self, first: int, end: int) -> list[ModelIterationInfo]:
         """The available iterations from *first* up to, and without, *end*."""
         found: list[ModelIterationInfo] = []
-        while first < end:
+        pages = Pages()
+
+        async def ask(count: int) -> api.RetrieveVersionInfosReply:
             request = api.RetrieveVersionInfosRequest(
-                model_id=self._name, versions_count=min(PAGE, end - first), version_handle=str(first)
+                model_id=self._name, versions_count=min(count, end - first), version_handle=str(first)
             )
+            return await self._rpc.once("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply)
+
+        while first < end:
             with deadline(self._rpc.timeout):
-                reply = await self._rpc.once("RetrieveVersionInfos", request, api.RetrieveVersionInfosReply)
+                reply = await pages.get(ask)
             page = [ModelIterationInfo.of(message) for message in reply.version_infos]
             found += [info for info in page if info.iteration < end]
             if not page:

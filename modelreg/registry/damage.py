@@ -27,13 +27,12 @@ async def damaged_versions(registry: Registry, model_id: str | None = None) -> l
         return found
     looked = 0
     for model in registry.models() if model_id is None else [registry.model(model_id)]:
-        first = 0
         try:
-            while page := registry.versions(model.model_id, first=first, count=PAGE):
-                first = page[-1].number + 1
-                found += [version for version in page if registry.has_damaged_content(version)]
-                looked += len(page)
-                if looked >= PAGE:
+            for version in registry.versions(model.model_id):
+                if registry.has_damaged_content(version):
+                    found.append(version)
+                looked += 1
+                if looked == PAGE:
                     looked = 0
                     await trio.lowlevel.checkpoint()
         except NotFound:  # deleted meanwhile

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from modelreg.registry.records import VersionInfo
 
+# How many entries a walk looks up at once.
+WALK = 100
+
 
 class VersionIndex:
     """The versions of one model that can be had now.
@@ -56,8 +59,12 @@ class VersionIndex:
         position = bisect_right(self._numbers, number)
         return self._by_number[self._numbers[position]] if position < len(self._numbers) else None
 
-    def page(self, first: int, count: int | None = None) -> list[VersionInfo]:
-        """Versions from number *first* on, *count* at most, by number."""
-        start = bisect_left(self._numbers, first)
-        end = len(self._numbers) if count is None else start + count
-        return [self._by_number[number] for number in self._numbers[start:end]]
+    def walk(self, first: int = 0) -> Iterator[VersionInfo]:
+        """The versions from number *first* on, by number. Versions may come and go meanwhile: it skips none that stays."""
+        while True:
+            start = bisect_left(self._numbers, first)
+            numbers = self._numbers[start : start + WALK]
+            if not numbers:
+                return
+            yield from [self._by_number[number] for number in numbers]
+            first = numbers[-1] + 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_left, insort
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from weakref import WeakValueDictionary
@@ -15,7 +15,7 @@ import trio
 
 from modelreg.errors import InvalidArgument, ModelregError, NotFound, ResourceExhausted
 from modelreg.log import LineQuota, Logger, silent_logger
-from modelreg.registry.index import VersionIndex
+from modelreg.registry.index import WALK, VersionIndex
 from modelreg.registry.model import Model, no_model
 from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo, check_model_id
@@ -152,10 +152,11 @@ class Registry:
         model.changed.ring()
         await self._archive.blobs.collect()
 
-    def models(self, *, offset: int = 0, count: int | None = None) -> list[ModelInfo]:
-        """Models from the *offset*-th on, *count* at most, by id."""
-        end = None if count is None else offset + count
-        return [self._models[model_id].info for model_id in self._model_ids[offset:end]]
+    def models(self, *, offset: int = 0) -> Iterator[ModelInfo]:
+        """The models from the *offset*-th on, by id. Models may come and go meanwhile: it skips none that stays."""
+        while model_ids := self._model_ids[offset : offset + WALK]:
+            yield from [self._models[model_id].info for model_id in model_ids]
+            offset = bisect_right(self._model_ids, model_ids[-1])
 
     def model(self, model_id: str) -> ModelInfo:
         """A model."""
@@ -163,9 +164,14 @@ class Registry:
 
     # Versions
 
-    def versions(self, model_id: str, *, first: int = 0, count: int | None = None) -> list[VersionInfo]:
-        """A model's available versions from number *first* on, *count* at most, by number."""
-        return self._model(model_id).versions.page(first, count)
+    def versions(self, model_id: str, *, first: int = 0) -> Iterator[VersionInfo]:
+        """A model's available versions from number *first* on, by number; see :meth:`VersionIndex.walk`."""
+        return self._model(model_id).versions.walk(first)
+
+    def versions_by_number(self, model_id: str, numbers: Iterable[int]) -> list[VersionInfo]:
+        """Versions of a model in the order in which they're asked for; each as :meth:`version` finds it."""
+        model = self._model(model_id)
+        return [self._version(model, number) for number in numbers]
 
     def version(self, model_id: str, number: int) -> VersionInfo:
         """Version *number* of a model; if that's negative, the n-th to last of those available now."""
@@ -366,9 +372,9 @@ class Registry:
     # Lookups
 
     def _model(self, model_id: str) -> Model:
-        check_model_id(model_id)
         model = self._models.get(model_id)
         if model is None:
+            check_model_id(model_id)
             raise no_model(model_id)
         return model
 

@@ -23,9 +23,6 @@ BYTES_FOR_A_VERSION = 64 << 10
 # How long the scrub rests before it begins again, in seconds.
 REST_SECONDS = 60.0
 
-# How many versions are looked up at once.
-PAGE = 100
-
 
 async def scrub(
     registry: Registry,
@@ -52,13 +49,10 @@ async def scrub(
 def _stored(registry: Registry) -> Iterator[VersionInfo]:
     """The stored versions, each as it is when it's asked for."""
     for model in registry.models():
-        first = 0
         try:
-            while page := registry.versions(model.model_id, first=first, count=PAGE):
-                first = page[-1].number + 1
-                for version in page:
-                    if version.stored and version is registry.version(model.model_id, version.number):
-                        yield version
+            for version in registry.versions(model.model_id):
+                if version.stored and version is registry.version(model.model_id, version.number):
+                    yield version
         except NotFound:  # deleted meanwhile
             continue
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from modelreg.errors import InvalidArgument
-from modelreg.registry.records import VersionInfo
 
 # Digits; far beyond any number there is.
 LONGEST = 40
@@ -29,9 +28,9 @@ def parse(handle: str, field: str) -> int:
     return int(handle)
 
 
-def after_versions(page: Sequence[VersionInfo], handle: str) -> str:
-    """The handle after a page of versions."""
-    return str(page[-1].number + 1) if page else handle or "0"
+def after_versions(last: int | None, handle: str) -> str:
+    """The handle after a page of versions that ends with number *last*, or is empty."""
+    return handle or "0" if last is None else str(last + 1)
 
 
 def place_among(numbers: Sequence[int], handle: str) -> int:
@@ -49,10 +48,10 @@ def place_among(numbers: Sequence[int], handle: str) -> int:
     return numbers.index(last) + 1
 
 
-def after_numbers(page: Sequence[VersionInfo], asked: Sequence[int], place: int, handle: str) -> str:
-    """The handle after a page, up to *place*, of the versions asked for by these numbers, some perhaps negative."""
+def after_numbers(last: int | None, asked: Sequence[int], place: int, handle: str) -> str:
+    """The handle after such a page, up to *place*, of versions asked for by these numbers, some perhaps negative."""
     ambiguous = min(asked) < 0 or len(set(asked)) < len(asked)
-    return f"{page[-1].number + 1}@{place}" if page and ambiguous else after_versions(page, handle)
+    return after_versions(last, handle) if last is None or not ambiguous else f"{last + 1}@{place}"
 
 
 def _refuse(handle: str, field: str) -> NoReturn:

@@ -10,7 +10,7 @@ from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.requests import LONGEST_REQUEST_ID
 from modelreg.storage.digests import from_base64, to_base64
-from modelreg.transport import Request
+from modelreg.transport import PiecewiseMessage, Request
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"
@@ -37,6 +37,32 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
         data_size=version.size,
         user_data=version.user_data,
     )
+
+
+def field_one(size: int) -> bytes:
+    """What comes before *size* bytes to make them field 1 of a message: the tag and the length."""
+    length = bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return b"\x0a" + bytes(length) + bytes([size])
+
+
+def model_piece(model: ModelInfo) -> bytes:
+    """A model as field 1 of a reply."""
+    encoded = model_message(model).SerializeToString()
+    return field_one(len(encoded)) + encoded
+
+
+def version_piece(version: VersionInfo) -> bytes:
+    """A version as field 1 of a reply."""
+    encoded = version_message(version).SerializeToString()
+    return field_one(len(encoded)) + encoded
+
+
+def one_version(version: VersionInfo) -> PiecewiseMessage:
+    """A version as the whole of a reply: CreateVersionReply or VersionUpdateReply."""
+    return PiecewiseMessage(lambda: map(version_piece, (version,)))
 
 
 def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHeader:

@@ -12,13 +12,13 @@ from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.errors import InvalidArgument
 from modelreg.registry.registry import Registry
-from modelreg.services import handles
+from modelreg.services import lists
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
-from modelreg.services.messages import model_message, upload_header, version_message, watch_silence
+from modelreg.services.messages import field_one, one_version, upload_header, watch_silence
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
-from modelreg.transport import FileMessage, LandsData, Request
+from modelreg.transport import FileMessage, LandsData, PiecewiseMessage, Request
 
 # The release of the interface that this is.
 COGMENT_API_VERSION = "2.22.0"
@@ -76,26 +76,19 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         self._audit.changed(request, "deleted a model", model=message.model_id, versions=versions)
         return api.DeleteModelReply()
 
-    async def RetrieveModels(self, message: api.RetrieveModelsRequest) -> api.RetrieveModelsReply:
-        offset = handles.parse(message.model_handle, "model_handle")
-        count = message.models_count or None
-        if message.model_ids:
-            end = None if count is None else offset + count
-            page = [self._registry.model(model_id) for model_id in message.model_ids][offset:end]
-        else:
-            page = self._registry.models(offset=offset, count=count)
-        return api.RetrieveModelsReply(model_infos=map(model_message, page), next_model_handle=str(offset + len(page)))
+    async def RetrieveModels(self, message: api.RetrieveModelsRequest) -> PiecewiseMessage:
+        return lists.models(self._registry, message)
 
     async def CreateVersion(  # type: ignore[override]  # purerpc passes the request on to whoever names it
         self, messages: AsyncIterator[Item], request: Request
-    ) -> api.CreateVersionReply:
+    ) -> PiecewiseMessage:
         header = await anext(messages, None)
         if not isinstance(header, api.CreateVersionRequestChunk) or header.WhichOneof("msg") != "header":
             raise InvalidArgument("an upload begins with a message that holds a header")
         announced = upload_header(header.header.version_info, request)
         known = self._registry.committed(announced)
         if known is not None:
-            return api.CreateVersionReply(version_info=version_message(known))
+            return one_version(known)
         async with self._registry.upload(announced) as upload:
             with messages.landing_in(upload) if isinstance(messages, LandsData) else nullcontext():
                 async for item in messages:
@@ -108,24 +101,10 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             version = await upload.commit()
             # In the context: leaving it may be cancelled, and the version stays.
             self._audit.added(request, version)
-        return api.CreateVersionReply(version_info=version_message(version))
+        return one_version(version)
 
-    async def RetrieveVersionInfos(self, message: api.RetrieveVersionInfosRequest) -> api.RetrieveVersionInfosReply:
-        asked, handle = message.version_numbers, message.version_handle
-        count = message.versions_count or None
-        if asked:
-            versions = [self._registry.version(message.model_id, number) for number in asked]
-            start = handles.place_among([version.number for version in versions], handle)
-            page = versions[start : None if count is None else start + count]
-            after = (
-                handles.after_numbers(page, asked, start + len(page), handle)
-                if count
-                else handles.after_versions(page, handle)
-            )
-        else:
-            page = self._registry.versions(message.model_id, first=handles.parse(handle, "version_handle"), count=count)
-            after = handles.after_versions(page, handle)
-        return api.RetrieveVersionInfosReply(version_infos=map(version_message, page), next_version_handle=after)
+    async def RetrieveVersionInfos(self, message: api.RetrieveVersionInfosRequest) -> PiecewiseMessage:
+        return lists.versions(self._registry, message)
 
     async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.RetrieveVersionDataRequest
@@ -140,15 +119,15 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                 else:
                     assert reader.fd is not None
                     await reader.check(end)
-                    yield FileMessage(data_chunk_prefix(end - start), reader.fd, start, end - start)
+                    yield FileMessage(field_one(end - start), reader.fd, start, end - start)
 
     async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.VersionUpdateRequest, request: Request
-    ) -> AsyncGenerator[api.VersionUpdateReply, None]:
+    ) -> AsyncGenerator[PiecewiseMessage | api.VersionUpdateReply, None]:
         silence = watch_silence(request)
         async with aclosing(self._registry.watch(message.model_id, silence=silence)) as versions:
             async for version in versions:
-                yield api.VersionUpdateReply(version_info=None if version is None else version_message(version))
+                yield api.VersionUpdateReply() if version is None else one_version(version)
 
     async def Version(self, message: common_pb2.VersionRequest) -> common_pb2.VersionInfo:
         return VERSIONS
@@ -163,12 +142,3 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         if (tokens := self._tokens()) is not None:
             tokens.check(request, writes=False)
         return common_pb2.StatusReply(statuses=await statuses(self._registry, message.names))
-
-
-def data_chunk_prefix(size: int) -> bytes:
-    """What comes before *size* bytes of data in a RetrieveVersionDataReplyChunk: the field's tag and length."""
-    length = bytearray()
-    while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return b"\x0a" + bytes(length) + bytes([size])

@@ -10,6 +10,7 @@ from .files import FileMessage
 from .intake import Destination, LandsData
 from .limits import Limits
 from .messages import DecodeError, MessageDecoder
+from .pieces import PiecewiseMessage
 from .requests import Request
 from .server import Server, Statistics
 
@@ -20,6 +21,7 @@ __all__ = [
     "LandsData",
     "Limits",
     "MessageDecoder",
+    "PiecewiseMessage",
     "Request",
     "Server",
     "Statistics",

@@ -20,11 +20,13 @@ import trio.lowlevel
 
 from ._purerpc import Method, RpcFailedError, StatusCode, status_of
 from .buffers import Allowance
-from .core import Core
+from .core import Core, Message
 from .faults import ConnectionFault
 from .files import FileMessage
 from .intake import Requests
 from .messages import MessageDecoder, StreamedMessages, WholeMessages
+from .pieces import PiecewiseMessage
+from .reply_memory import Gate
 from .requests import Request
 from .signals import Signal
 from .streams import Stream
@@ -37,28 +39,6 @@ STREAM_BACKLOG = 64 * 1024
 
 CONNECTION_BACKLOG = 256 * 1024
 """... and less than this for the whole connection. Beyond it a stream has at most one message queued."""
-
-
-REPLY_BACKLOG = 16 * 1024 * 1024
-"""No reply is serialized while so much is queued for its connection in memory."""
-
-
-class Gate:
-    """Holds up the calls of a connection while too much of their replies waits in memory for a client that doesn't read."""
-
-    def __init__(self, core: Core) -> None:
-        self._outbound = core.outbound
-        self._lot = trio.lowlevel.ParkingLot()
-
-    async def wait(self) -> None:
-        """Wait until there is room; no checkpoint if there is."""
-        while self._outbound.buffered > REPLY_BACKLOG:
-            await self._lot.park()
-
-    def open(self) -> None:
-        """Something was sent or given up."""
-        if self._lot and self._outbound.buffered <= REPLY_BACKLOG:
-            self._lot.unpark_all()
 
 
 class Logger(Protocol):
@@ -94,6 +74,7 @@ class Call:
         self._core = core
         self._gate = gate
         self._method = method
+        self.replied_at = float("inf")  # when its only reply was queued
         self._decoder = decoder
         self._max_message_bytes = max_message_bytes
         self._allowance = allowance
@@ -145,7 +126,8 @@ class Call:
         request = self.stream.request
         requests = Requests(self._core, self.stream, self._messages(), self._turn_over)
         try:
-            argument: object = requests if method.request_stream else await requests.only()
+            parse = method.request_type.FromString
+            argument: object = requests if method.request_stream else await requests.only(parse)
             if method.reply_stream:
                 async with aclosing(method.function(argument, request=request)) as replies:
                     await self._gate.wait()  # a reply that's there takes memory, too
@@ -154,16 +136,20 @@ class Call:
                         await self._gate.wait()
                 self._core.finish(self.stream, 0, "")
             else:
-                reply = await cast(Awaitable[object], method.function(argument, request=request))
-                await self._gate.wait()
-                self._core.reply(self.stream, _message(reply))
+                handling = cast(Awaitable[object], method.function(argument, request=request))
+                argument = None
+                reply = await handling
+                requests.close()  # the request is of no use any more, and the reply may have to wait
+                self._core.reply(self.stream, await self._made(reply))
+                self.replied_at = trio.current_time()
         finally:
             requests.close()
 
     def _messages(self) -> WholeMessages | StreamedMessages:
         encoding = self.stream.request.message_encoding
         if self._decoder is None:
-            parse = self._method.request_type.FromString
+            # A single message is parsed when the request has ended: parsed, it may be ten times as large.
+            parse = self._method.request_type.FromString if self._method.request_stream else bytes
             return WholeMessages(parse, encoding, self._max_message_bytes, self._allowance)
         self.stream.wants_window = True
         return StreamedMessages(self._decoder(), encoding, self._allowance)
@@ -172,7 +158,7 @@ class Call:
         """Queue one message of a reply; returns when there is room for the next one."""
         stream = self.stream
         core = self._core
-        message = _message(reply)
+        message = await self._made(reply)
         core.send_message(stream, message)
         if isinstance(message, FileMessage):
             try:
@@ -185,6 +171,16 @@ class Call:
             await self._room.wait()
         if self._turn_over():
             await trio.lowlevel.checkpoint()
+
+    async def _made(self, reply: object) -> Message:
+        """Make the bytes of a reply when there is memory for them; the caller queues them at once."""
+        if isinstance(reply, PiecewiseMessage):
+            chunks = await self._gate.make(reply)
+            return chunks if len(chunks) > 1 else chunks[0]
+        if isinstance(reply, FileMessage):
+            return reply
+        await self._gate.wait()
+        return cast(Serializable, reply).SerializeToString()
 
     async def _sent(self) -> None:
         """Wait until everything queued has been handed to the kernel, or never will be."""
@@ -215,7 +211,3 @@ def end_with(
         "a handler raised an exception: %s", stream.request.path, exc_info=error
     )
     core.finish(stream, StatusCode.INTERNAL.value, "internal error")
-
-
-def _message(reply: object) -> bytes | FileMessage:
-    return reply if isinstance(reply, FileMessage) else cast(Serializable, reply).SerializeToString()

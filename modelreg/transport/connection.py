@@ -19,12 +19,13 @@ import trio.lowlevel
 
 from ._purerpc import Method, StatusCode
 from .buffers import Allowance, Buffer, BufferPool
-from .calls import Call, Gate, Logger, end_with
+from .calls import Call, Logger, end_with
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
 from .limits import PROGRESS, Limits
 from .messages import MessageDecoder
 from .outbound import Plan
+from .reply_memory import Gate, ReplyMemory
 from .requests import Request
 from .signals import Signal
 from .streams import Stream
@@ -36,6 +37,12 @@ CONGESTED = 1 << 20
 
 BEHIND = 4096
 """What is received of what comes behind a payload that has gone where it goes: the beginning of the next, as a rule."""
+
+UNREAD_REPLY = 10.0
+"""Seconds that a reply may keep its memory with nothing of it being read, while others wait for memory."""
+
+SLOW_REPLY = 30.0
+"""Seconds that a single reply may keep its memory while it's read and others wait: 64 MiB in that time are 2 MB/s."""
 
 LINGER_BYTES = 256 * 1024
 """What is still read, and dropped, from a peer that was told GOAWAY."""
@@ -73,6 +80,7 @@ class Shared:
         self.windows = Allowance(limits.window_pool)
         self.headers = Allowance(limits.header_pool)
         self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))
+        self.replies = ReplyMemory(limits)
         self.prefetches = trio.CapacityLimiter(4)
         self.turns = Turns()
         self.calls_total = 0
@@ -84,7 +92,7 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream, shared: Shared) -> None:
         self._shared = shared
         self.wire = wire_for(stream)
-        self.core = Core(shared.limits, shared.windows, shared.headers, self.wire.peer)
+        self.core = Core(shared.limits, shared.windows, shared.headers, shared.replies, self.wire.peer)
         self.calls: dict[int, Call] = {}
         self._writable = Signal()
         self._drained = Signal()  # the writer has sent what congested the connection
@@ -92,7 +100,7 @@ class Connection:
         self._nursery: trio.Nursery | None = None
         self._turns = shared.turns
         self._share = Share()
-        self._gate = Gate(self.core)
+        self._gate = Gate(self.core.outbound, shared.replies)
         self._plan: Plan | None = None  # what is being written
         self._flushed = trio.Event()  # the last byte was written
         self._failed = False
@@ -417,6 +425,18 @@ class Connection:
                     StatusCode.DEADLINE_EXCEEDED,
                     f"the client {'took' if call.stream.out_bytes else 'sent'} less than {PROGRESS} bytes "
                     f"in {timeout:g} seconds: the server waits no longer (--stall_timeout)",
+                )
+
+    def end_slow_replies(self, now: float) -> None:
+        """Give the memory of replies that aren't read to those that wait for it."""
+        for call in list(self.calls.values()):
+            stream = call.stream
+            if not stream.out_bytes or stream.file is not None:
+                continue
+            if stream.is_stalled(now, UNREAD_REPLY) or now - call.replied_at > SLOW_REPLY:
+                call.cancel(
+                    StatusCode.RESOURCE_EXHAUSTED,
+                    "the reply was read too slowly while others waited for its memory: ask for less at once",
                 )
 
     def _is_dead(self, now: float) -> bool:

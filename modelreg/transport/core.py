@@ -28,6 +28,7 @@ from .files import FileMessage
 from .limits import MAX_BLOCK_BYTES, Limits
 from .messages import PREFIX
 from .outbound import Outbound
+from .reply_memory import ReplyMemory
 from .requests import NO_REQUEST, Refusal, Request, parse
 from .streams import FilePiece, Stream
 
@@ -52,6 +53,9 @@ SMALL_REPLY = 16 * 1024
 JOIN_BELOW = 64 * 1024
 """Messages up to this size are copied behind their prefix, which is cheaper than a piece of their own."""
 
+Message = bytes | bytearray | list[bytearray] | FileMessage
+"""A message to be sent: its bytes, in one piece or several, or where they are."""
+
 LAST_STREAM_ID = 2**31 - 1
 DRAIN_PING = b"draining"
 KEEPALIVE_PING = b"areyouin"
@@ -60,7 +64,7 @@ KEEPALIVE_PING = b"areyouin"
 class Core:
     """The state of one connection. Methods raise `ConnectionFault` when the peer has made it unusable."""
 
-    def __init__(self, limits: Limits, windows: Allowance, headers: Allowance, peer: str) -> None:
+    def __init__(self, limits: Limits, windows: Allowance, headers: Allowance, memory: ReplyMemory, peer: str) -> None:
         self.engine = Engine(
             self,
             max_frame_bytes=limits.max_frame_bytes,
@@ -68,7 +72,7 @@ class Core:
             max_streams=limits.max_concurrent_streams,
             max_header_bytes=limits.max_header_bytes,
         )
-        self.outbound = Outbound(self.engine, self._end)
+        self.outbound = Outbound(self.engine, self._end, memory)
         self.splitter = frames.Splitter(self, max_frame_bytes=limits.max_frame_bytes)
         self.streams: dict[int, Stream] = {}
         self.refusing = False  # draining: no stream is accepted any more
@@ -403,7 +407,7 @@ class Core:
             stream.recv_window += stream.consumed
             stream.consumed = 0
 
-    def send_message(self, stream: Stream, message: bytes | FileMessage) -> None:
+    def send_message(self, stream: Stream, message: Message) -> None:
         """Queue a message; `Stream.sent` tells when it has left."""
         if stream.closed:
             return
@@ -416,6 +420,10 @@ class Core:
             size = len(message.prefix) + message.length
             add(stream, memoryview(PREFIX.pack(0, size) + message.prefix))
             add(stream, FilePiece(message.fd, message.offset, message.length))
+        elif isinstance(message, list):
+            add(stream, memoryview(PREFIX.pack(0, sum(map(len, message)))))
+            for chunk in message:
+                add(stream, memoryview(chunk))
         elif len(message) <= JOIN_BELOW:
             add(stream, memoryview(PREFIX.pack(0, len(message)) + message))
         else:
@@ -423,13 +431,13 @@ class Core:
             add(stream, memoryview(message))
         self.outbound.resume(stream)
 
-    def reply(self, stream: Stream, message: bytes | FileMessage) -> None:
+    def reply(self, stream: Stream, message: Message) -> None:
         """The only message of a reply, and OK: in one piece where size and windows allow it."""
         if stream.closed:
             return
         engine = self.engine
         handle = stream.handle
-        if not isinstance(message, FileMessage) and not stream.headers_sent:
+        if isinstance(message, (bytes, bytearray)) and not stream.headers_sent:
             size = len(message) + 5
             if size <= SMALL_REPLY and size <= handle.outbound_flow_control_window and size <= engine.window:
                 handle.outbound_flow_control_window -= size
@@ -438,12 +446,13 @@ class Core:
                 engine.headers_sent(handle, False)
                 stream.headers_sent = True
                 outbound = self.outbound
-                outbound.control(
+                outbound.whole_reply(
                     outbound.headers(stream.id, replies.RESPONSE, False)
                     + frames.frame_header(size, frames.DATA, 0, stream.id)
                     + PREFIX.pack(0, size - 5)
                     + message
-                    + self._end(stream, replies.TRAILERS_OK)
+                    + self._end(stream, replies.TRAILERS_OK),
+                    size,
                 )
                 return
         self.send_message(stream, message)
@@ -509,6 +518,7 @@ class Core:
         for stream in list(self.streams.values()):
             self._close(stream)
         self._drop_block()
+        self.outbound.close()
 
     def fail(self, code: ErrorCode, reason: str) -> None:
         """The last frame on this connection. What has just been opened on it isn't begun."""

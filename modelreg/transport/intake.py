@@ -23,7 +23,7 @@ import trio.lowlevel
 
 from .buffers import Buffer
 from .core import Core
-from .messages import PAUSE, StreamedMessages, WholeMessages, invalid
+from .messages import PAUSE, StreamedMessages, WholeMessages, invalid, parsed
 from .signals import Signal
 from .streams import SMALL_PAYLOAD, Stream
 
@@ -110,16 +110,17 @@ class Requests(LandsData):
                 await self._signal.wait()
                 stream.awaits_request = False
 
-    async def only(self) -> object:
-        """The message of a call that takes exactly one."""
+    async def only(self, parse: Callable[[bytes], object]) -> object:
+        """Parse the message of a call that takes exactly one, when the request has ended."""
         try:
-            message = await self.__anext__()
+            body = await self.__anext__()
         except StopAsyncIteration:
             raise invalid("there is no request message") from None
         try:
             await self.__anext__()
         except StopAsyncIteration:
-            return message
+            assert isinstance(body, bytes)
+            return parsed(parse, body)
         raise invalid("there is more than one request message")
 
     def close(self) -> None:

@@ -45,6 +45,12 @@ class Limits:
     One that finds no room ends with RESOURCE_EXHAUSTED. At least `max_message_bytes`; a call's first `messages.UNCOUNTED` bytes are free.
     """
 
+    max_reply_bytes: int = attrs.field(default=64 * MIB, validator=attrs.validators.gt(0))
+    """The largest reply that is made of pieces, a list for example. One that would be larger ends with RESOURCE_EXHAUSTED."""
+
+    reply_pool: int = attrs.field(default=128 * MIB, validator=attrs.validators.gt(0))
+    """What all replies of the server together may hold in memory before further ones wait. At least `max_reply_bytes`."""
+
     max_header_bytes: int = attrs.field(
         default=16 * KIB, validator=[attrs.validators.gt(0), attrs.validators.le(MAX_BLOCK_BYTES)]
     )

@@ -71,6 +71,14 @@ def invalid(message: str) -> Exception:
     return failure(StatusCode.INVALID_ARGUMENT, message)
 
 
+def parsed(parse: Callable[[bytes], object], body: bytes) -> object:
+    """Parse a message. Raises INVALID_ARGUMENT where it's none."""
+    try:
+        return parse(body)
+    except ProtobufDecodeError:
+        raise invalid("the bytes are no valid message") from None
+
+
 def _undecodable(error: DecodeError) -> Exception:
     return invalid(str(error) or "the bytes are no valid message")
 
@@ -205,7 +213,7 @@ class WholeMessages(_Messages):
                     yield PAUSE
             elif left == 0 and not self._body and len(piece) <= UNCOUNTED:
                 self._left = -1
-                yield self._message(bytes(piece))
+                yield parsed(self._parse, bytes(piece))
                 continue
             else:
                 self._body += piece
@@ -215,13 +223,7 @@ class WholeMessages(_Messages):
                 self._left = -1
                 body = bytes(self._body)
                 self._body = bytearray()
-                yield self._message(body)
-
-    def _message(self, body: bytes) -> object:
-        try:
-            return self._parse(body)
-        except ProtobufDecodeError:
-            raise invalid("the bytes are no valid message") from None
+                yield parsed(self._parse, body)
 
 
 class StreamedMessages(_Messages):

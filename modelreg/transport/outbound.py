@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from . import frames, replies
 from ._h2 import Engine
+from .reply_memory import ReplyMemory
 from .streams import FilePiece, Stream
 
 QUANTUM = 512 * 1024
@@ -49,12 +50,13 @@ PlanItem = bytes | memoryview | FileSpan
 class Plan:
     """One write: pieces in order, and the streams they belong to."""
 
-    __slots__ = ("has_files", "items", "streams")
+    __slots__ = ("has_files", "items", "memory", "streams")
 
     def __init__(self) -> None:
         self.items: list[PlanItem] = []
         self.streams: list[Stream] = []
         self.has_files = False
+        self.memory = 0  # bytes of payload that aren't in a file
 
 
 def is_resident(fd: int, offset: int, length: int) -> bool:
@@ -85,7 +87,9 @@ class Outbound:
     __slots__ = (
         "_engine",
         "_first_block",
+        "_memory",
         "_on_end",
+        "_urgent_payload",
         "buffered",
         "cold",
         "frames_cut",
@@ -96,14 +100,16 @@ class Outbound:
         "wake",
     )
 
-    def __init__(self, engine: Engine, on_end: Callable[[Stream, bytes], bytes]) -> None:
+    def __init__(self, engine: Engine, on_end: Callable[[Stream, bytes], bytes], memory: ReplyMemory) -> None:
         self._engine = engine
+        self._memory = memory
+        self._urgent_payload = 0
         self._on_end = on_end
         self._first_block = True
         self.frames_cut = 0
         self.urgent: list[bytes] = []
         self.urgent_bytes = 0
-        self.buffered = 0  # payload in memory, over all streams
+        self.buffered = 0  # payload in memory, over all streams, until it has been written
         self.ready: deque[Stream] = deque()
         self.cold: list[Stream] = []  # parked, and nobody was told yet
         self.resident: Callable[[int, int, int], bool] = is_resident
@@ -114,6 +120,24 @@ class Outbound:
         self.urgent.append(frame)
         self.urgent_bytes += len(frame)
         self.wake()
+
+    def whole_reply(self, frames_of_it: bytes, size: int) -> None:
+        """Queue a small reply, as whole frames with `size` bytes of payload that have been charged to the windows."""
+        self._urgent_payload += size
+        self._hold(size)
+        self.control(frames_of_it)
+
+    def _hold(self, size: int) -> None:
+        self.buffered += size
+        self._memory.take(size)
+
+    def _let_go(self, size: int) -> None:
+        self.buffered -= size
+        self._memory.give(size)
+
+    def close(self) -> None:
+        """Forget everything, as the connection is closed."""
+        self._let_go(self.buffered)
 
     def headers(self, stream_id: int, block: bytes, end_stream: bool) -> bytes:
         """A HEADERS frame for one of the blocks of `replies`."""
@@ -129,7 +153,7 @@ class Outbound:
             stream.file = piece
         else:
             size = len(piece)
-            self.buffered += size
+            self._hold(size)
         if size:
             stream.out.append(piece)
             stream.out_bytes += size
@@ -151,9 +175,7 @@ class Outbound:
 
         Raises `OSError` when that needs a descriptor and there is none.
         """
-        for piece in stream.out:
-            if not isinstance(piece, FilePiece):
-                self.buffered -= len(piece)
+        self._let_go(sum(len(piece) for piece in stream.out if not isinstance(piece, FilePiece)))
         stream.out.clear()
         stream.out_bytes = 0
         stream.trailers = None
@@ -174,6 +196,8 @@ class Outbound:
             plan.items.extend(self.urgent)
             self.urgent.clear()
             self.urgent_bytes = 0
+            plan.memory = self._urgent_payload
+            self._urgent_payload = 0
         budget = QUANTUM
         while self.ready and budget > 0 and self._engine.window > 0:
             stream = self.ready.popleft()
@@ -188,6 +212,7 @@ class Outbound:
         for item in plan.items:
             if isinstance(item, FileSpan):
                 item.piece.landed()
+        self._let_go(plan.memory)
         for stream in plan.streams:
             stream.in_plan = False
             stream.wake_sender()
@@ -246,7 +271,7 @@ class Outbound:
                         length = size
                         items.append(piece[:size])
                         out[0] = piece[size:]
-                    self.buffered -= length
+                    plan.memory += length
                 size -= length
         if taken:
             engine.window -= taken

@@ -179,3 +179,7 @@ class Server:
                 connection.check(now)
                 if self._shared.turns.over():
                     await trio.lowlevel.checkpoint()
+            if self._shared.replies.waited_for:
+                largest = max(self._connections, key=lambda each: each.core.outbound.buffered, default=None)
+                if largest is not None:
+                    largest.end_slow_replies(now)

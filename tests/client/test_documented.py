@@ -206,7 +206,7 @@ class TestModels:
         registry(test)
 
     def test_lists_are_complete_however_long(self, registry: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("modelreg.client.registry.PAGE", 3)
+        monkeypatch.setattr("modelreg.client.lists.PAGE", 3)
 
         async def test(registry: Any) -> None:
             for number in range(7):

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from modelreg.registry.index import VersionIndex
+from modelreg.registry.index import WALK, VersionIndex
 from modelreg.registry.records import VersionInfo
 
 
@@ -53,10 +53,9 @@ class IndexBesideList(RuleBasedStateMachine):
     def after(self, number: int) -> None:
         assert self.index.after(number) == next((one for one in self.model if one.number > number), None)
 
-    @rule(first=st.integers(0, 60), count=st.none() | st.integers(0, 20))
-    def page(self, first: int, count: int | None) -> None:
-        expected = [one for one in self.model if one.number >= first]
-        assert self.index.page(first, count) == (expected if count is None else expected[:count])
+    @rule(first=st.integers(0, 60))
+    def walk(self, first: int) -> None:
+        assert list(self.index.walk(first)) == [one for one in self.model if one.number >= first]
 
     @invariant()
     def agree(self) -> None:
@@ -87,6 +86,19 @@ def test_versions_come_in_order() -> None:
 
 def test_nought_is_no_version() -> None:
     assert VersionIndex([version(1)]).find(0) is None
+
+
+def test_a_walk_leaves_out_none_that_stays() -> None:
+    index = VersionIndex(map(version, range(1, 2 * WALK + 1)))
+    walk = index.walk(2)
+    seen = [next(walk).number]
+    for number in (1, 3, WALK + 1, WALK + 2, 2 * WALK):
+        index.remove(number)
+    index.add(version(2 * WALK + 1))
+    seen += [one.number for one in walk]
+    assert {one.number for one in index} <= {1, *seen}
+    assert seen == sorted(set(seen))
+    assert 2 * WALK not in seen
 
 
 def test_the_last_of_those_that_are_left() -> None:

@@ -24,8 +24,8 @@ from modelreg.log import LineQuota, silent_logger
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.registry import open_registry
 from modelreg.services.audit import Audit
-from modelreg.services.messages import model_message, upload_header, version_message
-from modelreg.services.model_registry import ModelRegistryServicer, data_chunk_prefix
+from modelreg.services.messages import field_one, model_message, upload_header, version_message
+from modelreg.services.model_registry import ModelRegistryServicer
 from modelreg.services.status import overall_load
 from modelreg.storage.archive import open_archive
 from modelreg.transport.requests import NO_REQUEST, Request
@@ -135,11 +135,11 @@ async def test_version(servicer: ModelRegistryServicer) -> None:
 @example(2097152)
 def test_prefix_of_a_chunk_is_what_protobuf_writes(size: int) -> None:
     message = api.RetrieveVersionDataReplyChunk(data_chunk=bytes(size)).SerializeToString()
-    assert message[: len(message) - size] == data_chunk_prefix(size)
+    assert message[: len(message) - size] == field_one(size)
 
 
 def test_prefix_of_an_empty_chunk_is_one_that_protobuf_reads() -> None:
-    assert api.RetrieveVersionDataReplyChunk.FromString(data_chunk_prefix(0)).data_chunk == b""
+    assert api.RetrieveVersionDataReplyChunk.FromString(field_one(0)).data_chunk == b""
 
 
 # Messages

@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import typing
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -18,7 +18,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from purerpc.grpclib.exceptions import NotFoundError
 from purerpc.rpc import RPCSignature
 
-from modelreg.transport import DecodeError, FileMessage, Limits, Request, Server
+from modelreg.transport import DecodeError, FileMessage, Limits, PiecewiseMessage, Request, Server
 
 NAME = "test.Service"
 
@@ -187,6 +187,18 @@ def make_service(state: State) -> purerpc.Service:
             os.close(descriptor)
             state.running -= 1
             state.ended.set()
+
+    @rpc("Pieces")
+    async def pieces(message: BytesValue) -> BytesValue:
+        """value: number and size of the pieces that the reply is made of."""
+        number, size = (int(word) for word in message.value.split())
+
+        def make() -> Iterator[bytes]:
+            for _ in range(number):
+                state.pulled += 1
+                yield bytes(size)
+
+        return typing.cast(BytesValue, PiecewiseMessage(make, "ask for fewer pieces"))
 
     @rpc("Sum")
     async def sum_(messages: AsyncIterator[BytesValue]) -> BytesValue:

@@ -16,6 +16,7 @@ from modelreg.transport.core import Core
 from modelreg.transport.faults import ConnectionFault, ErrorCode
 from modelreg.transport.frames import PREFACE, frame_header, rst_stream, window_update
 from modelreg.transport.outbound import FileSpan
+from modelreg.transport.reply_memory import ReplyMemory
 from modelreg.transport.streams import Stream
 from tests.support.h2client import block, data, headers, message, request_fields, settings
 
@@ -24,7 +25,7 @@ OPEN = headers(1, block(request_fields("/a/b")))
 
 def make(limits: Limits | None = None, start: bytes = PREFACE + settings({})) -> Core:
     limits = limits or Limits()
-    core = Core(limits, Allowance(limits.window_pool), Allowance(limits.header_pool), "")
+    core = Core(limits, Allowance(limits.window_pool), Allowance(limits.header_pool), ReplyMemory(limits), "")
     feed(core, start)
     return core
 
@@ -70,7 +71,7 @@ def resets(core: Core) -> dict[int, ErrorCode]:
 
 
 def test_start() -> None:
-    core = Core(Limits(), Allowance(0), Allowance(0), "")
+    core = Core(Limits(), Allowance(0), Allowance(0), ReplyMemory(Limits()), "")
     kinds = [(kind, stream_id) for kind, _, stream_id, _ in written(core)]
     assert kinds == [(frames.SETTINGS, 0), (frames.WINDOW_UPDATE, 0)]
     feed(core, PREFACE + settings({}) + frames.ping(b"12345678"))
@@ -132,7 +133,7 @@ def test_credit_only_for_what_was_consumed() -> None:
 def test_a_stream_that_keeps_up_gets_a_larger_window_and_gives_it_back() -> None:
     limits = Limits(stream_window=100_000, max_stream_window=400_000, window_pool=250_000)
     windows = Allowance(limits.window_pool)
-    core = Core(limits, windows, Allowance(limits.header_pool), "")
+    core = Core(limits, windows, Allowance(limits.header_pool), ReplyMemory(limits), "")
     (stream,) = feed(core, PREFACE + settings({}), OPEN)
     stream.wants_window = True
     for _ in range(40):
