@@ -96,7 +96,7 @@ VARIABLES = {
 def test_the_transports_limits_are_options_with_the_same_defaults() -> None:
     limits = attrs.asdict(Limits())
     shared = limits.keys() & {option.name for option in OPTIONS}
-    assert len(shared) == 7
+    assert len(shared) == 8
     assert {name: getattr(Settings(), name) for name in shared} == {name: limits[name] for name in shared}
 
 

@@ -222,7 +222,7 @@ async def replies_until(
     with trio.move_on_after(seconds):
         async with aclosing(servicer.VersionUpdate(api.VersionUpdateRequest(model_id="m"), request)) as watch:
             async for reply in watch:
-                replies.append(reply)  # noqa: PERF401  # kept when the time is over
+                replies.append(api.VersionUpdateReply.FromString(reply.SerializeToString()))  # noqa: PERF401  # kept when the time is over
     return replies
 
 
