@@ -26,7 +26,7 @@ from modelreg.machine import Shares, memory_bytes
 from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
-from modelreg.services import Audit, Readiness, admission, build_services, streamed
+from modelreg.services import HEALTH_CHECK_PATHS, Audit, Readiness, admission, build_services, streamed
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -147,6 +147,7 @@ async def serve(
             limits=_limits(settings, logger),
             streamed=streamed(settings.max_message_bytes),
             admit=admit,
+            health_checks=HEALTH_CHECK_PATHS,
             failed=audit.refused,
             logger=logger,
         )

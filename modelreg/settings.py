@@ -343,7 +343,7 @@ class Settings:
         default_text="1024",
         convert=_number(1, _MAX_COUNT),
         meaning="How many connections there may be at once, and never more than half of the files that may be open "
-        "(ulimit -n). Further ones wait.",
+        "(ulimit -n). A further one takes the place of one that makes no call; if there is none, it may only check the health.",
     )
     max_concurrent_streams: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",

@@ -8,7 +8,7 @@ from functools import partial
 from purerpc.server import Service
 
 from modelreg.registry.registry import Registry
-from modelreg.services.admission import admission
+from modelreg.services.admission import HEALTH_CHECK_PATHS, admission
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
 from modelreg.services.health import HealthServicer, Readiness
@@ -19,7 +19,7 @@ from modelreg.services.statuses import translated
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import MessageDecoder
 
-__all__ = ["Audit", "Readiness", "Tokens", "admission", "build_services", "streamed"]
+__all__ = ["HEALTH_CHECK_PATHS", "Audit", "Readiness", "Tokens", "admission", "build_services", "streamed"]
 
 
 def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:

@@ -17,6 +17,11 @@ WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})
 # looks for a token itself when it's asked for more than a health check wants.
 HEALTH_CHECKS = frozenset({"Version", "Status"})
 
+# The paths of all health checks that end at once. They are answered even where there are too many connections.
+HEALTH_CHECK_PATHS = frozenset(
+    {f"/{HEALTH}/Check", f"/{HEALTH}/List"} | {f"/{REGISTRY}/{method}" for method in HEALTH_CHECKS}
+)
+
 
 def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
     """What the transport asks of each call: raises a gRPC status where it may not pass.

@@ -12,7 +12,7 @@ Nothing comes out of `run` but cancellation: a connection that fails is a line i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import trio
 import trio.lowlevel
@@ -25,6 +25,7 @@ from .faults import ConnectionFault, ErrorCode
 from .limits import PROGRESS, Limits
 from .messages import MessageDecoder
 from .outbound import Plan
+from .places import Places, host_of
 from .reply_memory import Gate, ReplyMemory
 from .requests import Request
 from .signals import Signal
@@ -50,6 +51,9 @@ LINGER_BYTES = 256 * 1024
 DRAIN_PATIENCE = 1.0
 """Seconds a draining client has to answer the PING between the two GOAWAY frames."""
 
+LEAVING_PATIENCE = 4.0
+"""Seconds that a connection has to close when another one needs its place."""
+
 FLUSH_TIMEOUT = 2.0
 """Seconds for the last frames of a connection, GOAWAY among them, and for the peer to close its side after them."""
 
@@ -66,6 +70,7 @@ class Shared:
         methods: Mapping[str, Method],
         streamed: Mapping[str, Callable[[], MessageDecoder]],
         admit: Callable[[Request], None] | None,
+        health_checks: Container[str],
         limits: Limits,
         logger: Logger,
         failed: Callable[[Request, int, str], object],
@@ -73,6 +78,7 @@ class Shared:
         self.methods = methods
         self.streamed = streamed
         self.admit = admit
+        self.health_checks = health_checks
         self.limits = limits
         self.logger = logger
         self.failed = failed
@@ -83,6 +89,7 @@ class Shared:
         self.replies = ReplyMemory(limits)
         self.prefetches = trio.CapacityLimiter(4)
         self.turns = Turns()
+        self.places: Places[Connection] = Places(limits.max_connections)
         self.calls_total = 0
 
 
@@ -94,6 +101,8 @@ class Connection:
         self.wire = wire_for(stream)
         self.core = Core(shared.limits, shared.windows, shared.headers, shared.replies, self.wire.peer)
         self.calls: dict[int, Call] = {}
+        self.host = host_of(self.wire.peer)
+        self.has_place = False
         self._writable = Signal()
         self._drained = Signal()  # the writer has sent what congested the connection
         self.core.outbound.wake = self._writable.set
@@ -109,6 +118,7 @@ class Connection:
         self._partial_since: float | None = None  # since when the rest of a frame is due,
         self._partial_of = 0  # and which frame that is
         self._drain_began: float | None = None
+        self._leaves_by = float("inf")
         self._pinged = 0.0
 
     async def run(self) -> None:
@@ -119,6 +129,7 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._shared.places.enter(self)
                 nursery.start_soon(self._turns.run, self._share, self._write)
                 try:
                     await self._read()
@@ -229,6 +240,14 @@ class Connection:
             if not self._admits(stream):
                 continue
             path = stream.request.path
+            if path not in shared.health_checks and not shared.places.claim(self):
+                most = shared.limits.max_connections
+                reason = (
+                    f"the server has as many connections as it may have ({most}, --max_connections): try again later"
+                )
+                core.finish(stream, StatusCode.UNAVAILABLE.value, reason)
+                self.drain()
+                continue
             method = shared.methods.get(path)
             if method is None:
                 core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {_shown(path[1:])}")
@@ -247,6 +266,7 @@ class Connection:
                 shared.logger,
                 shared.failed,
             )
+            shared.places.busy(self)
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._turns.run, self._share, self._run, call, name=path)
@@ -272,6 +292,7 @@ class Connection:
             del self.calls[call.stream.id]
             if not self.calls:
                 self._busy = trio.current_time()
+                self._shared.places.idle(self)
                 self._writable.set()
 
     # ---- out ------------------------------------------------------------------------------------------------------
@@ -381,11 +402,22 @@ class Connection:
             else:
                 self._cancel()
 
-    def stop_calls(self) -> None:
+    def stop_calls(self, reason: str = "the server is stopping") -> None:
         """The grace is over: UNAVAILABLE for those that still run."""
         self.core.end_drain()
         for call in self.calls.values():
-            call.cancel(StatusCode.UNAVAILABLE, "the server is stopping")
+            call.cancel(StatusCode.UNAVAILABLE, reason)
+
+    def make_way(self) -> None:
+        """Close soon: another connection needs the place."""
+        self._leaves_by = trio.current_time() + LEAVING_PATIENCE
+        self.drain()
+        if self.calls:
+            self.stop_calls("the server has too many connections (--max_connections): another one needs the place")
+
+    def close_now(self) -> None:
+        """Close at once."""
+        self._cancel()
 
     # ---- the clock ------------------------------------------------------------------------------------------------
 
@@ -441,6 +473,8 @@ class Connection:
 
     def _is_dead(self, now: float) -> bool:
         limits = self._shared.limits
+        if now > self._leaves_by:
+            return True
         if not self.core.splitter.established:
             return now - self._began > limits.handshake_timeout
         if self._partial_since is not None and now - self._partial_since > limits.handshake_timeout:

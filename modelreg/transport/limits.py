@@ -28,7 +28,7 @@ class Limits:
     """Bounds of one server. Sizes are bytes, times are seconds."""
 
     max_connections: int = attrs.field(default=1024, validator=attrs.validators.gt(0))
-    """Connections at once; further ones wait in the kernel's queue."""
+    """Connections at once that may make any call; see `places` for more of them."""
 
     max_concurrent_streams: int = attrs.field(default=4096, validator=attrs.validators.gt(0))
     """Running handlers of one connection; further streams get REFUSED_STREAM. A watch is a running handler."""

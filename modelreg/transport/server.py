@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import attrs
 import trio
@@ -47,6 +47,7 @@ class Server:
         there.
       admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is
         raised.
+      health_checks: paths of methods that may be called when there are too many connections; they end soon, and need no token.
       failed: told of each call that ends with a status that it raised, by the number and the message of the status.
       logger: takes errors with their traceback; a structlog or standard logger.
     """
@@ -58,14 +59,15 @@ class Server:
         limits: Limits = Limits(),  # noqa: B008
         streamed: Mapping[str, Callable[[], MessageDecoder]] | None = None,
         admit: Callable[[Request], None] | None = None,
+        health_checks: Container[str] = (),
         failed: Callable[[Request, int, str], object] = lambda _request, _code, _message: None,
         logger: Logger | None = None,
     ) -> None:
         self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
         self._limits = limits
-        self._shared = Shared(methods(services), streamed or {}, admit, limits, self._logger, failed)
+        self._shared = Shared(methods(services), streamed or {}, admit, health_checks, limits, self._logger, failed)
         self._connections: set[Connection] = set()
-        self._slots = trio.Semaphore(limits.max_connections)
+        self._slots = trio.Semaphore(self._shared.places.most)
         self._drain_deadline: float | None = None
         self._drain_scope: trio.CancelScope | None = None
         self._draining = trio.Event()
@@ -167,6 +169,7 @@ class Server:
             self._slots.release()
             if connection is not None:
                 self._connections.discard(connection)
+                self._shared.places.leave(connection)
                 self._past = (self._past[0] + connection.wire.bytes_in, self._past[1] + connection.wire.bytes_out)
             if self._draining.is_set() and not self._connections:
                 self._nobody.set()

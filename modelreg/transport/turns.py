@@ -59,6 +59,7 @@ class Turns:
         self._shares: deque[Share] = deque()  # those with tasks that wait
         self._spent = 0.0  # seconds of work since the last round
         self._steps = 0  # and in how many steps
+        self._wave = MOST_TASKS
         self._began = 0.0  # when the step began that is running
         self._round_due = Signal()
         self._keeper = trio.CancelScope(shield=True)
@@ -127,17 +128,18 @@ class Turns:
         with self._keeper:
             while True:
                 await self._round_due.wait()
-                count = min(MOST_TASKS, 1 + int(TURN * self._steps / self._spent)) if self._steps else MOST_TASKS
+                if self._steps:
+                    self._wave = min(MOST_TASKS, 1 + int(TURN * self._steps / self._spent))
                 self._spent = 0.0
                 self._steps = 0
-                self._wake(count)
+                self._wake()
                 if self._shares:
                     self._round_due.set()
 
-    def _wake(self, count: int) -> None:
+    def _wake(self) -> None:
         """Wake the tasks of a round."""
         shares = self._shares
-        for _ in range(count):
+        for _ in range(self._wave):
             if not shares:
                 break
             share = shares.popleft()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any, cast
 
 import hpack
 import pytest
@@ -14,11 +13,13 @@ import trustme
 from modelreg.transport import frames
 from modelreg.transport.faults import ErrorCode
 from tests.clients.calls import Code, OpenRequest, body, connected, fails, header, model_info
+from tests.faults.abuse import WATCH, begin
 from tests.support import h2client
 from tests.support.server import PATIENCE, StartServer
 
 MAX_CONCURRENT_STREAMS, MAX_HEADER_LIST_SIZE = 3, 6  # settings (RFC 9113, section 6.5.2)
 STATUS = "/cogmentAPI.ModelRegistrySP/Status"
+VERSION = "/cogmentAPI.ModelRegistrySP/Version"
 WATCH_HEALTH = "/grpc.health.v1.Health/Watch"
 
 # A record of 512 bytes, in which a ClientHello of 508 begins (RFC 8446, sections 4 and 5.1).
@@ -136,19 +137,19 @@ async def test_streams_over_their_limit_are_refused(start_server: StartServer) -
         assert not client.reply(watches[1]).ended
 
 
-async def test_connections_over_their_limit_wait(start_server: StartServer) -> None:
+async def test_connections_over_their_limit_may_check_the_health(start_server: StartServer) -> None:
     server = start_server("--max_connections=1")
     async with h2client.connected(server.port) as first:
-        waiting = await trio.open_tcp_stream("127.0.0.1", server.port)
-        second = h2client.H2Client(waiting)
-        await second.send(frames.PREFACE + h2client.settings({}))
-        for _ in range(20):
-            assert (await first.call(STATUS, b"")).status == 0
-        with pytest.raises(BlockingIOError):
-            cast(Any, waiting.socket)._sock.recv(1, socket.MSG_DONTWAIT)
-    await second.until(lambda: bool(second.server_settings))
-    assert (await second.call(STATUS, b"")).status == 0
-    await second.aclose()
+        watching = await begin(first, "VersionUpdate", WATCH, whole=False)  # it lasts until its request is complete
+        async with h2client.connected(server.port) as second:
+            for path in (STATUS, VERSION, "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"):
+                assert (await second.call(path, b"")).status == 0
+            assert (await second.call("/grpc.health.v1.Health/Watch", b"")).status == 14
+            await second.until_closed()
+        assert not first.reply(watching).ended
+        await first.send(frames.rst_stream(watching, ErrorCode.CANCEL))
+    async with h2client.connected(server.port) as third:
+        assert (await third.call("/cogmentAPI.ModelRegistrySP/RetrieveModels", b"")).status == 0
 
 
 @pytest.mark.parametrize(

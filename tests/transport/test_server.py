@@ -13,7 +13,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from modelreg.transport import Limits, frames
 from modelreg.transport.faults import ErrorCode
 from tests.support import h2client
-from tests.support.h2client import H2Client, connected
+from tests.support.h2client import connected
 from tests.transport.service import path, serving
 
 
@@ -233,16 +233,31 @@ async def test_statistics() -> None:
         assert statistics.bytes_sent > 100
 
 
-async def test_connections_over_the_limit_wait() -> None:
+async def test_a_connection_over_the_limit_takes_the_place_of_an_idle_one() -> None:
     async with serving(Limits(max_connections=1)) as serve:
         async with connected(serve.port) as first:
-            second = H2Client(await trio.open_tcp_stream("127.0.0.1", serve.port))
-            with trio.move_on_after(0.2) as scope:
-                await second.start()
-            assert scope.cancelled_caught
             assert (await first.call(path("Echo"), value(b"x"))).status == 0
-        await second.until(lambda: bool(second.server_settings))
-        await second.aclose()
+            async with connected(serve.port) as second:
+                assert (await second.call(path("Echo"), value(b"x"))).status == 0
+                await first.until_closed()
+                assert {frame.code for frame in first.goaways} == {ErrorCode.NO_ERROR}
+
+
+async def test_a_connection_without_a_place_is_told_and_one_without_a_call_is_closed() -> None:
+    async with serving(Limits(max_connections=1)) as serve, connected(serve.port) as first:
+        running = await first.open(path("Wait"))
+        await first.send(h2client.data(running, h2client.message(b""), end_stream=True))
+        while not serve.state.running:
+            await trio.testing.wait_all_tasks_blocked()
+        async with connected(serve.port) as second:
+            async with connected(serve.port) as third:
+                reply = await third.call(path("Echo"), value(b"x"))
+                assert reply.status == 14
+                assert "max_connections" in dict(reply.fields)["grpc-message"]
+                await third.until_closed()
+            await second.until_closed()
+        serve.state.go_on.set()
+        assert (await first.finished(running)).status == 0
 
 
 async def test_streams_over_the_limit_are_refused() -> None:
