@@ -144,23 +144,23 @@ class ModelRegistry:
             async with opened(model, size) as source:
                 upload = Upload(self._rpc, name, source, stored, texts, progress, hashing, timeout, sha256)
                 await upload.prepare()
-                if name in self._known:
-                    try:
-                        return await upload.run()
-                    except CallFailed as failure:
-                        if failure.code != Code.NOT_FOUND:
-                            raise
-                        self._known.discard(name)  # another program has removed it
-                        if not source.repeatable:
-                            raise
-                await self._create(name)
-                return await upload.run()
+                if name not in self._known:
+                    await self._find_model_or_create_it(name)
+                try:
+                    info = await upload.run()
+                except CallFailed as failure:
+                    self._known.discard(name)
+                    if failure.code != Code.NOT_FOUND or not source.repeatable:
+                        raise
+                    await self.update_model_info(name, {})  # another program has removed it
+                    info = await upload.run()
+                self._known.add(name)
+                return info
 
-    async def _create(self, name: str) -> None:
-        """Make sure that a model name exists. Its properties are left alone when it does."""
-        if await self.get_model_info(name) is None:
+    async def _find_model_or_create_it(self, name: str) -> None:
+        """Make sure that an upload finds its model. modelreg creates it together with its first version."""
+        if await self.get_model_info(name) is None and not await self._rpc.is_modelreg():
             await self.update_model_info(name, {})
-        self._known.add(name)
 
     # Retrieving
 

@@ -10,6 +10,7 @@ import anyio
 import attrs
 from google.protobuf.message import DecodeError
 
+from modelreg.api import common_pb2
 from modelreg.client.errors import OutcomeUnknown, error_of
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, Patience, transient
@@ -132,6 +133,16 @@ class Rpc:
                 if left <= 0:
                     raise
             await anyio.sleep(min(left, backoff.pause()))
+
+    async def is_modelreg(self) -> bool:
+        """Whether the server, as it is now, knows modelreg's metadata: its request ids, for example. Raises `CallFailed`."""
+        try:
+            reply = await self.once("Version", common_pb2.VersionRequest(), common_pb2.VersionInfo, self.timeout)
+        except CallFailed as failure:
+            if failure.code == Code.UNIMPLEMENTED:
+                return False
+            raise
+        return any(version.name == "modelreg" for version in reply.versions)
 
     @property
     def seconds_of_patience(self) -> float:

@@ -4,6 +4,8 @@ An attempt that fails is made again where that can't store twice. Either the ser
 remembers requests, by the id that each upload carries in its metadata, and answers the second attempt with what came of the
 first (`modelreg-request-id`; modelreg does, the original Model Registry doesn't). Otherwise the outcome is unknown, and
 said to be.
+
+A model that isn't there is created by modelreg together with the version (`modelreg-create-model`), so an upload that fails leaves none.
 """
 
 from __future__ import annotations
@@ -29,9 +31,7 @@ from modelreg.client.transport.status import CallFailed
 from modelreg.client.workers import in_thread
 
 REQUEST_ID = "modelreg-request-id"
-
-# A server whose Version names this product remembers request ids.
-_REMEMBERS = "modelreg"
+CREATE_MODEL = "modelreg-create-model"
 
 LARGE_BYTES = 64 * 1024 * 1024
 """From here on, hashing takes much longer (30 ms) than asking the server first whether it takes a version of this size."""
@@ -123,7 +123,7 @@ class Upload:
 
     async def _attempt(self) -> ModelIterationInfo:
         digest = self.sha256
-        if self._uncertain is not None and not await self._remembered():
+        if self._uncertain is not None and not await self.rpc.is_modelreg():
             raise self._unknown()
         version = api.ModelVersionInfo(
             model_id=self.name,
@@ -133,7 +133,7 @@ class Upload:
             user_data=self.properties,
         )
         header = api.CreateVersionRequestChunk(header=api.CreateVersionRequestChunk.Header(version_info=version))
-        metadata = [(REQUEST_ID, self._request_id)]
+        metadata = [(REQUEST_ID, self._request_id), (CREATE_MODEL, "1")]
         with await self.rpc.channel.call(SERVICE + "CreateVersion", timeout=self.timeout, metadata=metadata) as call:
             try:
                 actual = await self._send(call, framed(header.SerializeToString()), hash_along=digest is None)
@@ -175,8 +175,3 @@ class Upload:
             raise ValueError(f"the model's data ended after {sent} bytes, and should have {source.size}")
         await call.send(end=True)
         return sha.digest() if hash_along else None
-
-    async def _remembered(self) -> bool:
-        """Whether the server, as it is now, knows what it has stored already."""
-        reply = await self.rpc.once("Version", common_pb2.VersionRequest(), common_pb2.VersionInfo)
-        return any(version.name == _REMEMBERS for version in reply.versions)

@@ -62,6 +62,11 @@ class Model:
             if not self._commits:
                 self._idle.ring()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being committed."""
+        return self._commits > 0
+
     async def wait_idle(self) -> None:
         """Wait until nothing is being committed."""
         while self._commits:

@@ -77,6 +77,8 @@ class UploadHeader:
     user_data: Mapping[str, str] = attrs.field(factory=dict)
     # The client's name for this request, the same when it tries again; see registry/requests.py. None for none.
     request_id: str | None = None
+    # Whether the version's commit creates the model, where there is none.
+    creates_model: bool = False
 
 
 def check_model_id(model_id: str) -> None:

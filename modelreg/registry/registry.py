@@ -109,10 +109,7 @@ class Registry:
         async with self._lock(model_id):
             model = known = self._models.get(model_id)
             if model is None:
-                model = Model(info, VersionIndex(), VersionNumbers(0, 0), RequestMemory())
-                await self._archive.write_model(model.to_record(0))
-                self._models[model_id] = model
-                insort(self._model_ids, model_id)
+                model = await self._create(info)
             elif model.info != info:
                 async with model.record:
                     await self._archive.write_model(
@@ -120,6 +117,14 @@ class Registry:
                     )
                     model.info = info
         return model is not known
+
+    async def _create(self, info: ModelInfo) -> Model:
+        """Create a model that isn't there; its lock is held."""
+        model = Model(info, VersionIndex(), VersionNumbers(0, 0), RequestMemory())
+        await self._archive.write_model(model.to_record(0))
+        self._models[info.model_id] = model
+        insort(self._model_ids, info.model_id)
+        return model
 
     async def delete_model(self, model_id: str) -> int:
         """Delete a model. Return how many versions it had.
@@ -183,7 +188,8 @@ class Registry:
         Raises:
             InvalidArgument: the id was another upload's.
         """
-        return _known(self._model(header.model_id), header)
+        model = self._model_of(header)
+        return None if model is None else _known(model, header)
 
     @asynccontextmanager
     async def upload(self, header: UploadHeader) -> AsyncIterator[Upload]:
@@ -192,20 +198,20 @@ class Registry:
         Raises:
             ResourceExhausted: it's larger than a version may be, or than there is room for.
         """
-        model = self._model(header.model_id)
+        model = self._model_of(header)
         if self._max_version_bytes and header.size > self._max_version_bytes:
             allowed = f"--max_version_bytes allows, which is {self._max_version_bytes}"
             msg = f"a version of {header.size} bytes is larger than {allowed}: make it smaller, or raise that option"
             raise ResourceExhausted(msg)
         if header.stored:
             async with self._archive.incoming(header.size) as storing:
-                store = partial(self._commit_stored, model, header, storing)
-                yield Upload(header, storing, partial(_once, model, header, store))
+                store = partial(self._commit_stored, header, storing)
+                yield Upload(header, storing, partial(self._commit, model, header, store))
         else:
             try:
                 async with self._transient.incoming(header.size, header.model_id) as caching:
-                    cache = partial(self._commit_transient, model, header, caching)
-                    yield Upload(header, caching, partial(_once, model, header, cache))
+                    cache = partial(self._commit_transient, header, caching)
+                    yield Upload(header, caching, partial(self._commit, model, header, cache))
             finally:
                 await self._archive.blobs.collect()  # what it made room for may have been a blob's last user
 
@@ -281,7 +287,45 @@ class Registry:
 
     # Commits
 
-    async def _commit_stored(self, model: Model, header: UploadHeader, incoming: Incoming) -> VersionInfo:
+    async def _commit(
+        self, model: Model | None, header: UploadHeader, commit: Callable[[Model], Awaitable[VersionInfo]]
+    ) -> VersionInfo:
+        """Commit an upload. Where it creates its model, that happens now, and is undone where the commit fails."""
+        if not header.creates_model:
+            assert model is not None, "only those that create it go without"
+            return await _once(model, header, partial(commit, model))
+        while True:
+            with trio.CancelScope(shield=True):
+                model, created = await self._existing_or_new(header.model_id)
+                committed = False
+                try:
+                    version = await _once(model, header, partial(commit, model))
+                    committed = True
+                except NotFound:
+                    if not model.deleted:
+                        raise
+                    continue  # deleted before its commit began, by a failed upload that had created it, for example
+                finally:
+                    if created and not committed:
+                        await self._delete_unused(model)
+            return version
+
+    async def _existing_or_new(self, model_id: str) -> tuple[Model, bool]:
+        """A model, and whether it was created for this."""
+        async with self._lock(model_id):
+            model = self._models.get(model_id)
+            if model is not None:
+                return model, False
+            return await self._create(ModelInfo(model_id=model_id, user_data={})), True
+
+    async def _delete_unused(self, model: Model) -> None:
+        """Delete a model that was created for an upload, unless others have put something into it since."""
+        async with self._lock(model.info.model_id):
+            if not (model.deleted or model.busy or model.versions or model.info.user_data):
+                with suppress(ModelregError):  # it's in the log
+                    await self._delete(model)
+
+    async def _commit_stored(self, header: UploadHeader, incoming: Incoming, model: Model) -> VersionInfo:
         blobs, digest = self._archive.blobs, incoming.digest
         with (
             trio.CancelScope(shield=True),
@@ -308,7 +352,7 @@ class Registry:
         return version
 
     async def _commit_transient(
-        self, model: Model, header: UploadHeader, incoming: TransientIncoming[TransientKey]
+        self, header: UploadHeader, incoming: TransientIncoming[TransientKey], model: Model
     ) -> VersionInfo:
         with trio.CancelScope(shield=True), model.commit():  # at most a small write, and those of lower numbers
             await self._reserve_number(model)
@@ -377,6 +421,13 @@ class Registry:
             check_model_id(model_id)
             raise no_model(model_id)
         return model
+
+    def _model_of(self, header: UploadHeader) -> Model | None:
+        """The model that an upload is for; None where that is to be created."""
+        if header.creates_model and header.model_id not in self._models:
+            check_model_id(header.model_id)
+            return None
+        return self._model(header.model_id)
 
     def _version(self, model: Model, number: int) -> VersionInfo:
         version = model.versions.find(number)

@@ -15,6 +15,8 @@ from modelreg.transport import PiecewiseMessage, Request
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"
 
+# Metadata of an upload that creates its model, where there is none, together with the version.
+CREATE_MODEL_KEY = "modelreg-create-model"
 
 # Metadata of a watch: how many seconds of silence end with an empty message, so that proxies don't take it for idle.
 WATCH_KEEPALIVE_KEY = "modelreg-watch-keepalive"
@@ -68,7 +70,7 @@ def one_version(version: VersionInfo) -> PiecewiseMessage:
 def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHeader:
     """What an upload's header and its call's metadata say.
 
-    Raises InvalidArgument for a hash or request id that can't be one.
+    Raises InvalidArgument for a hash, or metadata, that can't be one.
     """
     return UploadHeader(
         model_id=message.model_id,
@@ -78,7 +80,15 @@ def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHead
         timestamp=message.creation_timestamp or None,
         user_data=dict(message.user_data),
         request_id=_request_id(request),
+        creates_model=_creates_model(request),
     )
+
+
+def _creates_model(request: Request) -> bool:
+    values = set(request.metadata(CREATE_MODEL_KEY))
+    if not values <= {"1"}:
+        raise InvalidArgument(f"metadata {CREATE_MODEL_KEY} has to be 1, or left out")
+    return bool(values)
 
 
 def _request_id(request: Request) -> str | None:

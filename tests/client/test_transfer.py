@@ -138,8 +138,32 @@ class TestUpload:
             async with registry_at(url) as registry:
                 with pytest.raises(error, match=says):
                     await registry.store_model(name, model(file), **options)
-                if await registry.get_model_info(name) is not None:
-                    assert await registry.list_iterations(name) == []
+                assert await registry.get_model_info(name) is None
+
+        run(main)
+
+    def test_a_failed_upload_leaves_no_model(self, run: Run, url: str, name: str) -> None:
+        """Of another one, whose upload goes on meanwhile, nothing is lost."""
+
+        async def main() -> None:
+            begun, go_on = anyio.Event(), anyio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield b"a"
+                begun.set()
+                await go_on.wait()
+                yield b"b"
+
+            async with registry_at(url) as registry, anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: registry.store_model(name, slow(), size=2))
+                await begun.wait()
+                assert await registry.get_model_info(name) is None
+                for failing in (pieces(2**16, DATA[:10]), pieces()):
+                    with pytest.raises(ValueError, match=r"goes on|ended after"):
+                        await registry.publish_model(name, failing, size=100)
+                go_on.set()
+            async with registry_at(url) as registry:
+                assert await registry.retrieve_model(name) == b"ab"
 
         run(main)
 

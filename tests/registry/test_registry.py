@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from itertools import islice
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -468,6 +469,94 @@ async def test_a_request_that_failed_can_be_sent_again(registry: Registry, monke
             await add(registry, request_id="r")
     assert registry.committed(header(b"", request_id="r")) is None
     assert (await add(registry, request_id="r")).number == 1
+
+
+# Uploads that create their model
+
+
+def creating(content: bytes, *, stored: bool = True) -> UploadHeader:
+    return attrs.evolve(header(content, stored=stored, model_id="new"), creates_model=True)
+
+
+@KINDS
+async def test_an_upload_creates_its_model_when_it_is_committed(stored: bool, registry: Registry) -> None:
+    assert registry.committed(creating(b"content")) is None
+    for number in (1, 2):
+        async with registry.upload(creating(b"content", stored=stored)) as upload:
+            assert (len(registry.models()) == 2) is (number == 2)
+            await upload.write(memoryview(b"content"))
+            assert (await upload.commit()).number == number
+    assert [model.model_id for model in registry.models()] == ["m", "new"]
+
+
+@KINDS
+async def test_an_upload_that_fails_creates_no_model(
+    stored: bool, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidArgument):
+        async with registry.upload(creating(b"content", stored=stored)) as upload:
+            await upload.commit()  # before its data has come
+
+    async def full(*_: object) -> None:
+        raise ResourceExhausted("no space")
+
+    committing: tuple[object, str] = (
+        (archive_of(registry), "store_version") if stored else (registry, "_reserve_number")
+    )
+    monkeypatch.setattr(*committing, full)
+    with pytest.raises(ResourceExhausted):
+        async with registry.upload(creating(b"content", stored=stored)) as upload:
+            await upload.write(memoryview(b"content"))
+            await upload.commit()
+    assert [model.model_id for model in registry.models()] == ["m"]
+    monkeypatch.undo()
+    async with registry_at(tmp_path / "another") as another:  # nor does a directory of it stay
+        assert another.models() == []
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["m"]
+
+
+@KINDS
+async def test_a_model_that_another_upload_uses_stays(
+    stored: bool, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that created it fails while another one commits to it, or is about to."""
+    committing: tuple[object, str] = (
+        (archive_of(registry), "store_version") if stored else (registry, "_reserve_number")
+    )
+    entered, go_on = trio.Event(), trio.Event()
+
+    async def full(*_: object) -> None:
+        entered.set()
+        await go_on.wait()
+        raise ResourceExhausted("no space")
+
+    async def fail() -> None:
+        with pytest.raises(ResourceExhausted):
+            async with registry.upload(creating(b"one", stored=stored)) as upload:
+                await upload.write(memoryview(b"one"))
+                await upload.commit()
+
+    async def succeed() -> None:
+        async with registry.upload(creating(b"two", stored=stored)) as upload:
+            await upload.write(memoryview(b"two"))
+            await upload.commit()
+
+    for in_time in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(*committing, full)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+                await entered.wait()
+                patch.undo()
+                if in_time:
+                    nursery.start_soon(succeed)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                go_on.set()
+        if not in_time:
+            await succeed()
+        assert len(registry.versions("new")) == 1
+        await registry.delete_model("new")
+        entered, go_on = trio.Event(), trio.Event()
 
 
 # Deletions beside other work
