@@ -1,4 +1,4 @@
-"""Tasks that outlive the call that starts them: a connection's, a tracked model's.
+"""What belongs to an event loop: tasks that outlive the call that starts them, like a connection's or a tracked model's.
 
 The interface has calls that leave something running, and no block that it runs in. So these tasks belong to the event loop:
 on Trio they are system tasks, on asyncio ordinary ones, and both end with the loop at the latest. Each is kept here until
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
+import anyio.lowlevel
 import trio.lowlevel
 
 _logger = logging.getLogger("modelreg.client")
+
+FORKED = "this client was made before a fork, and its connections belong to the parent process: make a Context in each process"
 
 
 class BackgroundTask:
@@ -46,11 +51,28 @@ class BackgroundTask:
 
 
 class Background:
-    """The background tasks of one context."""
+    """The background tasks of one registry, on the event loop that runs when it's made."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = anyio.lowlevel.current_token()
         self._tasks: set[BackgroundTask] = set()
         self._handles: set[asyncio.Task[None]] = set()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one in which they run."""
+        return os.getpid() != self._pid
+
+    def check(self) -> None:
+        """Raise `RuntimeError` on another event loop or in another process, where a call would wait for ever."""
+        if self.forked:
+            raise RuntimeError(FORKED)
+        if anyio.lowlevel.current_token() != self._loop:
+            raise RuntimeError(
+                "this client belongs to another event loop: call get_model_registry_v2 on each event loop that needs a registry, "
+                "or use modelreg.client.blocking, which works in all threads"
+            )
 
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> BackgroundTask:
         """Run a function in a task of its own, on the event loop that runs now."""
@@ -72,6 +94,26 @@ class Background:
         with anyio.CancelScope(shield=True):
             for task in tasks:
                 await task.wait()
+
+
+def call_soon(function: Callable[[], object]) -> Callable[[], None]:
+    """What calls a function on the event loop that runs now, from all threads, and from the collection of garbage.
+
+    It does nothing once the loop has ended, nor in a forked child, which shares the parent's means of waking the loop.
+    """
+    pid = os.getpid()
+    soon: Callable[[Callable[[], object]], object]
+    if _on_trio():
+        soon = trio.lowlevel.current_trio_token().run_sync_soon
+    else:
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+
+    def call() -> None:
+        if os.getpid() == pid:
+            with suppress(RuntimeError):  # of both libraries, where the loop has ended
+                soon(function)
+
+    return call
 
 
 def _on_trio() -> bool:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,7 @@ from modelreg.client import context as _context
 from modelreg.client import latest as _latest
 from modelreg.client import registry as _registry
 from modelreg.client import updates as _updates
+from modelreg.client.background import FORKED, call_soon
 from modelreg.client.cache import Cache
 from modelreg.client.endpoint import DISCOVER, Endpoint
 from modelreg.client.errors import (
@@ -50,6 +52,7 @@ from modelreg.client.retry import Patience
 from modelreg.client.sources import Model
 from modelreg.client.transport.connection import Timing
 from modelreg.client.upload import Progress
+from modelreg.client.workers import is_late
 
 __all__ = [
     "Cache",
@@ -78,49 +81,116 @@ __all__ = [
 T = TypeVar("T")
 
 
+_CLOSED = "the client has been closed: make another Context"
+
+
 class _Loop:
-    """An event loop in a thread of its own. It doesn't keep a program from ending."""
+    """An event loop in a thread of its own. It ends when it's closed or forgotten, and doesn't keep a program from ending.
+
+    The thread doesn't refer to this object.
+    """
 
     def __init__(self, backend: str) -> None:
         self._pid = os.getpid()
-        self._started: Future[anyio.from_thread.BlockingPortal] = Future()
-        self._thread = threading.Thread(target=self._run, args=(backend,), name="modelreg client", daemon=True)
-        self._thread.start()
-        self._portal = self._started.result()
-
-    def _run(self, backend: str) -> None:
+        started: Future[tuple[anyio.from_thread.BlockingPortal, Callable[[], None]]] = Future()
+        self._thread = threading.Thread(target=_run, args=(backend, started), name="modelreg client", daemon=True)
         try:
-            anyio.run(self._serve, backend=backend)
-        except BaseException as error:  # noqa: BLE001  # to be raised by whoever waits for the start
-            if not self._started.done():
-                self._started.set_exception(error)
-
-    async def _serve(self) -> None:
-        async with anyio.from_thread.BlockingPortal() as portal:
-            self._started.set_result(portal)
-            await portal.sleep_until_stopped()
+            self._thread.start()
+        except RuntimeError as error:
+            if not is_late(error):
+                raise
+            raise RuntimeError(
+                "a Context can't be made any more, as Python starts no threads while the program ends: make it earlier"
+            ) from error
+        self._portal, end = started.result()
+        self._end = weakref.finalize(self, end)
+        self._end.atexit = False  # functions of `atexit` may use it
+        self._starting = threading.RLock()  # held while a call is begun, and while it's decided that none is any more
+        self._closed = False
 
     def call(self, function: Callable[..., Awaitable[T]], *args: object, **options: object) -> T:
         """Run a coroutine function there, and wait for what it returns. Interrupted (Ctrl-C), it's cancelled."""
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                "this client was made before a fork, and its thread isn't here: make a Context in each process"
-            )
-        future = self._portal.start_task_soon(partial(function, *args, **options))
+        self._check()
+        with self._starting:
+            if self._closed:
+                raise Unavailable(_CLOSED)
+            future = self._portal.start_task_soon(partial(function, *args, **options))
         try:
             return future.result()
+        except CancelledError:  # by `close`
+            raise Unavailable(_CLOSED) from None
         except BaseException:
             future.cancel()
             raise
 
+    def close(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Call a function there for the last time, and end it. Done before, it does nothing."""
+        self._check()
+        with self._starting:
+            if not self._closed:
+                last = self._portal.start_task_soon(function)
+                self._closed = True
+                last.result()
+        self._end()
+        self._thread.join()
+
+    def close_part(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Call a function that closes something there, which has been done where all of it is closed."""
+        self._check()
+        if not self._closed:
+            try:
+                self.call(function)
+            except Unavailable:
+                if not self._closed:
+                    raise
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that has the thread."""
+        return os.getpid() != self._pid
+
+    def _check(self) -> None:
+        if self.forked:
+            raise RuntimeError(FORKED)
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this is the client's own thread: progress callbacks can't call the client")
+
+
+def _run(backend: str, started: Future[tuple[anyio.from_thread.BlockingPortal, Callable[[], None]]]) -> None:
+    async def main() -> None:
+        ended = anyio.Event()
+        async with anyio.from_thread.BlockingPortal() as portal:
+            started.set_result((portal, call_soon(ended.set)))
+            await ended.wait()
+            await portal.stop(cancel_remaining=True)
+
+    try:
+        anyio.run(main, backend=backend)
+    except BaseException as error:  # noqa: BLE001  # to be raised where the start is waited for
+        if not started.done():
+            started.set_exception(error)
+
+
+class _Closing:
+    """A context that closes an object of the client."""
+
+    _loop: _Loop
+
     def close(self) -> None:
         """End it."""
-        if os.getpid() == self._pid and self._thread.is_alive():
-            self._portal.start_task_soon(self._portal.stop, True)
-            self._thread.join()
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None or not self._loop.forked:  # a forked child that ends has nothing to close
+            self.close()
 
 
-class Context:
+class Context(_Closing):
     """Who calls, and which directory to ask; see `modelreg.client.Context`.
 
     Arguments:
@@ -170,37 +240,23 @@ class Context:
         return ModelRegistry(self._loop, self._loop.call(get, endpoint))
 
     def close(self) -> None:
-        """Close all registries that came from here, and end the thread."""
-        self._loop.call(self._context.close)
-        self._loop.close()
+        """Close all registries that came from here, and end the thread. Calls that still run end with `Unavailable`.
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        A context that is forgotten is closed, too, as soon as none of its registries is in use.
+        """
+        self._loop.close(self._context.close)
 
 
-class ModelRegistry:
+class ModelRegistry(_Closing):
     """Stores and retrieves models; see `modelreg.client.ModelRegistry`. From `Context.get_model_registry_v2`."""
 
     def __init__(self, loop: _Loop, registry: _registry.ModelRegistry) -> None:
         self._loop = loop
         self._registry = registry
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connections, and end the tracking of models."""
-        self._loop.call(self._registry.close)
+        self._loop.close_part(self._registry.close)
 
     def has_specs(self) -> bool:
         """Always True."""
@@ -316,7 +372,7 @@ class ModelRegistry:
         return self._loop.call(self._registry.versions, timeout=timeout)
 
 
-class IterationUpdates:
+class IterationUpdates(_Closing):
     """An iterator over `ModelIterationInfo`, for one thread at a time. A context, which ends it."""
 
     def __init__(self, loop: _Loop, updates: _updates.IterationUpdates) -> None:
@@ -332,15 +388,7 @@ class IterationUpdates:
 
     def close(self) -> None:
         """End it. One that isn't closed ends with its registry."""
-        self._loop.call(self._updates.aclose)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        self._loop.close_part(self._updates.aclose)
 
 
 class LatestModel:

@@ -6,12 +6,13 @@ import asyncio
 import os
 import string
 import urllib.parse
+import weakref
 from types import TracebackType
 from typing import Literal
 
 from typing_extensions import Self
 
-from modelreg.client.background import Background
+from modelreg.client.background import Background, call_soon
 from modelreg.client.cache import Cache
 from modelreg.client.directory import TOKEN, directory_address, resolve
 from modelreg.client.endpoint import DISCOVER, Endpoint, endpoint_from_environment, parse_url
@@ -115,15 +116,18 @@ class Context:
         channel = Channel(where, metadata=metadata, timing=timing, background=background)
         if not isinstance(patience, Patience):
             patience = Patience(patience, patience)
-        registry = ModelRegistry(Rpc(channel, patience, timeout), background, Cache() if cache is True else cache)
+        rpc = Rpc(channel, patience, timeout)
+        weakref.finalize(rpc, call_soon(channel.close)).atexit = False  # where nothing that uses it is left
+        registry = ModelRegistry(rpc, background, Cache() if cache is True else cache)
+        self._registries = [other for other in self._registries if not other.closed]
         self._registries.append(registry)
         return registry
 
     async def close(self) -> None:
-        """Close all registries that came from here."""
-        registries, self._registries = self._registries, []
-        for registry in registries:
+        """Close all registries that came from here. A context that is forgotten is closed, too, once none of its registries is in use."""
+        for registry in self._registries:
             await registry.close()
+        self._registries = [registry for registry in self._registries if not registry.closed]
 
     async def __aenter__(self) -> Self:
         return self

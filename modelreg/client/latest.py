@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from modelreg.client.background import FORKED, Background
 from modelreg.client.errors import DeadlineExceeded, Denied, Refused, RegistryError, Unavailable
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.logs import logger
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
 class TrackedModel:
     """A model that is tracked, for all that asked for it."""
 
-    def __init__(self, registry: ModelRegistry, name: str, deserialize: Callable[[bytes], Any] | None) -> None:
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        name: str,
+        deserialize: Callable[[bytes], Any] | None,
+        background: Background,
+    ) -> None:
         self.name = name
         self.deserialize = deserialize
         self.latest: tuple[Any, ModelIterationInfo] | None = None
         self.error: Exception | None = None
         """Why tracking has ended."""
         self._registry = registry
+        self._background = background
         self._changed = anyio.Event()
 
     async def run(self) -> None:
@@ -87,11 +95,14 @@ class TrackedModel:
 
     def check(self) -> None:
         """Raise what has ended the tracking, if it has ended: the latest iteration known here may not be the latest."""
+        if self._background.forked:
+            raise RuntimeError(FORKED)
         if self.error is not None:
             raise self.error.with_traceback(None)  # which would grow with each time that it's raised
 
     async def wait(self, newer_than: int) -> None:
         """Until an iteration with a higher number is the latest. Raises what has ended the tracking."""
+        self._background.check()
         self.check()
         while self.latest is None or self.latest[1].iteration <= newer_than:
             await self._changed.wait()

@@ -45,7 +45,11 @@ class ModelRegistry:
     A context: leaving it closes its connections and ends its tracking. Without that they end with the event loop.
 
     Methods raise `modelreg.client.RegistryError` of a kind that says what to do next; `timeout` is in seconds, None for what the registry was
-    made with. Calls that find nobody are tried again for the registry's `patience`.
+    made with. Calls that find nobody are tried again for the registry's `patience`. Calls on another event loop or in a forked child process
+    raise `RuntimeError`.
+
+    Attributes:
+        closed: whether it was closed.
     """
 
     def __init__(self, rpc: Rpc, background: Background, cache: Cache | None) -> None:
@@ -54,6 +58,7 @@ class ModelRegistry:
         self._cache = cache
         self._known: set[str] = set()  # names that exist, or did
         self._tracked: dict[str, tuple[TrackedModel, BackgroundTask]] = {}
+        self.closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,6 +70,8 @@ class ModelRegistry:
 
     async def close(self) -> None:
         """Close the connections, and end the tracking of models."""
+        self._background.check()
+        self.closed = True
         for _, task in self._tracked.values():
             task.cancel()
         self._rpc.channel.close()
@@ -139,6 +146,7 @@ class ModelRegistry:
         if sha256 is not None and len(sha256) != SHA256_BYTES:
             raise ValueError(f"a SHA-256 has {SHA256_BYTES} bytes, and the one given has {len(sha256)}")
         texts = as_text(properties or {})
+        self._background.check()
         timeout = self._rpc.limit(timeout)
         with translated(), deadline(timeout):
             async with opened(model, size) as source:
@@ -406,7 +414,7 @@ class ModelRegistry:
             Unavailable: nobody answers, and nobody has before.
             DeadlineExceeded: the timeout is over.
         """
-        return IterationUpdates(self._rpc, model_name, after, timeout)
+        return IterationUpdates(self._rpc, model_name, after, timeout, background=self._background)
 
     async def track_latest_model(
         self, name: str, deserialize_func: Callable[[bytes], Any] | None = None, initial_wait: float = 0
@@ -424,12 +432,13 @@ class ModelRegistry:
             NotFound: the model name didn't exist in time.
             ValueError: the function doesn't take one argument, or isn't that of an earlier call for the model.
         """
+        self._background.check()
         if deserialize_func is not None:
             _check_takes_one(deserialize_func)
         if name not in self._tracked or self._tracked[name][1].ended:
             await self.wait_for_model(name, initial_wait)
         if name not in self._tracked or self._tracked[name][1].ended:  # nobody else was faster
-            tracked = TrackedModel(self, name, deserialize_func)
+            tracked = TrackedModel(self, name, deserialize_func, self._background)
             self._tracked[name] = tracked, self._background.spawn(tracked.run, f"modelreg tracks {name}")
         tracked = self._tracked[name][0]
         if deserialize_func is not None and tracked.deserialize != deserialize_func:

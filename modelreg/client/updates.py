@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from modelreg.api import model_registry_pb2 as api
+from modelreg.client.background import Background
 from modelreg.client.errors import DeadlineExceeded, error_of
 from modelreg.client.infos import ModelIterationInfo
 from modelreg.client.lists import Pages
@@ -52,8 +53,11 @@ class IterationUpdates:
         timeout: when to end it, in seconds from now; None for never.
     """
 
-    def __init__(self, rpc: Rpc, name: str, after: int | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self, rpc: Rpc, name: str, after: int | None = None, timeout: float | None = None, *, background: Background
+    ) -> None:
         self._rpc = rpc
+        self._background = background
         self._name = name
         self._last = after
         self._timeout = timeout
@@ -87,6 +91,7 @@ class IterationUpdates:
         raise DeadlineExceeded(f"not done within {self._timeout:g} s")
 
     async def _next(self) -> ModelIterationInfo:
+        self._background.check()
         if not self._patient_until:
             self._be_patient()
         while not self._ready:
@@ -115,10 +120,12 @@ class IterationUpdates:
 
     async def aclose(self) -> None:
         """End it."""
+        self._background.check()
         self._hang_up()
 
     def __del__(self) -> None:
-        if threading.get_ident() == self._thread:  # the call belongs to an event loop, which is that thread's
+        # The call belongs to an event loop, which is that thread's.
+        if threading.get_ident() == self._thread and not self._background.forked:
             self._hang_up()
 
     def _be_patient(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,8 +12,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-async def in_thread(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-    """Call a function in a worker thread, and return its result.
+async def in_thread(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts], abandon: bool = False) -> T:
+    """Call a function in a worker thread, and return its result. Cancelled, it's waited for, or left to itself with *abandon*.
 
     Programs still use the client when their main thread has ended: in threads that live longer, and in functions of `atexit`. Since
     Python 3.12 no thread can be started then. The function runs on the event loop in that case.
@@ -27,8 +26,13 @@ async def in_thread(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T
         return function(*args)
 
     try:
-        return await anyio.to_thread.run_sync(call)
-    except RuntimeError:
-        if begun or threading.main_thread().is_alive():
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=abandon)
+    except RuntimeError as error:
+        if begun or not is_late(error):
             raise
     return function(*args)
+
+
+def is_late(error: RuntimeError) -> bool:
+    """Whether this is Python's error for a thread that is to be started while the program ends."""
+    return "at interpreter shutdown" in str(error)

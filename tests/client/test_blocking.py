@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +139,176 @@ def test_an_interrupt_ends_the_call(server: ServerProgram, name: str) -> None:
             assert process.returncode == 0
 
 
-def test_after_a_fork_it_says_so(url: str) -> None:
+def lines_of(program: str, *options: str) -> list[str]:
+    """What a Python program prints, which has to end well."""
+    command = [sys.executable, *options, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_after_a_fork_it_says_so(url: str, name: str, backend: str) -> None:
     program = f"""
         import os
         import modelreg.client.blocking as cogment
-        registry = cogment.Context("me").get_model_registry_v2(cogment.Endpoint({url!r}))
-        registry.list_models()
-        if os.fork() == 0:
+
+        context = cogment.Context("me", backend={backend!r})
+        registry = context.get_model_registry_v2(cogment.Endpoint({url!r}))
+        registry.publish_model({name!r}, b"1")
+        updates = registry.iteration_updates({name!r})
+        next(updates)
+        latest = registry.track_latest_model({name!r})
+        latest.get()
+        child = os.fork()
+        if child == 0:
+            for call in (
+                registry.list_models, updates.__next__, updates.close, latest.get, latest.is_available, registry.close,
+                latest.wait_for_available, lambda: context.get_model_registry_v2(cogment.Endpoint({url!r})), context.close,
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    print(error, flush=True)
             try:
-                registry.list_models()
-            except RuntimeError as error:
-                print(error, flush=True)
-            os._exit(0)
-        os.wait()
+                with context:
+                    raise SystemExit(7)
+            finally:
+                del call, context, registry, updates, latest
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(registry.list_iterations({name!r})))
+        context.close()
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)]
-    assert "before a fork" in subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    *said, last = lines_of(program, "-W", "ignore")
+    assert len(said) == 9
+    assert all("before a fork" in line for line in said)
+    assert last == "7 1"
+
+
+def test_closing_twice_and_use_after_it(backend: str, url: str, name: str) -> None:
+    context = cogment.Context("test", backend="trio" if backend == "trio" else "asyncio")
+    registry = context.get_model_registry_v2(cogment.Endpoint(url))
+    registry.publish_model(name, b"1")
+    updates = registry.iteration_updates(name)
+    next(updates)
+    latest = registry.track_latest_model(name)
+    latest.get()
+    with registry, context:
+        context.close()
+        context.close()
+    updates.close()
+    for call in (
+        registry.list_models,
+        updates.__next__,
+        lambda: latest.wait_for_newer(1),
+        lambda: context.get_model_registry_v2(cogment.Endpoint(url)),
+    ):
+        with pytest.raises(cogment.Unavailable, match="closed: make another Context"):
+            call()
+    with pytest.raises(RuntimeError, match="the client was closed"):
+        latest.get()
+
+
+def test_calls_that_run_end_when_it_is_closed(backend: str, url: str, name: str) -> None:
+    context = cogment.Context("test", backend="trio" if backend == "trio" else "asyncio")
+    registry = context.get_model_registry_v2(cogment.Endpoint(url))
+    registry.publish_model(name, b"1")
+    updates = registry.iteration_updates(name)
+    next(updates)
+    begun = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        begun.set()
+        yield b"1"
+        threading.main_thread().join(0.01)
+        yield b"2"
+
+    with ThreadPoolExecutor(3) as pool:
+        calls: list[Future[Any]] = [
+            pool.submit(next, updates),
+            pool.submit(registry.wait_for_model, f"{name} to come", 60),
+            pool.submit(registry.store_model, name, pieces(), size=2**20),
+        ]
+        begun.wait(30)
+        context.close()
+        for call in calls:
+            with pytest.raises(cogment.Unavailable, match="closed"):
+                call.result(30)
+
+
+def test_contexts_that_are_forgotten_leave_nothing(backend: str, url: str, name: str, no_descriptor_left: None) -> None:
+    before = set(threading.enumerate())
+    for number in range(10):
+        context = cogment.Context("test", backend="trio" if backend == "trio" else "asyncio")
+        registry = context.get_model_registry_v2(cogment.Endpoint(url))
+        registry.publish_model(f"{name} {number}", b"1")
+        updates = registry.iteration_updates(f"{name} {number}")
+        del context, registry  # what is still in use goes on
+        gc.collect()
+        assert next(updates).iteration == 1
+        latest = updates  # the last reference but one
+        del updates, latest
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+
+
+def test_a_context_that_can_not_start_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    said = "can't create new thread at interpreter shutdown"
+    with pytest.raises(RuntimeError, match="make it earlier"):
+        cogment.Context("test")
+    said = "can't start new thread"
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        cogment.Context("test")
+
+
+@pytest.mark.parametrize("threads", ["threads", "no threads"])
+def test_when_the_main_thread_has_ended(
+    backend: str, server: ServerProgram, name: str, tmp_path: Path, threads: str
+) -> None:
+    """A thread that lives longer than the main one, and functions of atexit; where Python starts no threads any more, too."""
+    program = f"""
+        import atexit
+        import concurrent.futures
+        import threading
+        from pathlib import Path
+        import modelreg.client.blocking as cogment
+
+        def no_threads():
+            if {threads!r} == "no threads":  # as Python 3.12 does it
+                def start(thread):
+                    raise RuntimeError("can't create new thread at interpreter shutdown")
+                threading.Thread.start = start
+
+        context = cogment.Context("me", backend={backend!r})
+        data = bytes(1000000)
+
+        def use(what):
+            registry = context.get_model_registry_v2(cogment.Endpoint("grpc://localhost:{server.port}"))
+            path = Path({str(tmp_path)!r}, what)
+            path.write_bytes(data)
+            registry.store_model({name!r}, data)
+            registry.store_model({name!r}, path)
+            registry.store_model({name!r}, iter([data]), size=len(data))
+            assert registry.retrieve_model({name!r}) == data
+            registry.download_model({name!r}, path)
+            assert path.read_bytes() == data
+            assert registry.track_latest_model({name!r}, len).get()[0] == len(data)
+            print(what, flush=True)
+
+        def late(ended):
+            ended.wait()
+            no_threads()
+            use("late")
+
+        ended = threading.Event()
+        threading._register_atexit(ended.set)  # when no executor takes work any more
+        threading.Thread(target=late, args=[ended]).start()
+        atexit.register(use, "at exit")
+    """
+    assert lines_of(program) == ["late", "at exit"]
 
 
 def test_progress_callbacks_must_not_call_the_client(registry: Any, name: str) -> None:

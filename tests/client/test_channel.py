@@ -320,6 +320,38 @@ def test_unknown_hosts_and_closed_clients(run: Run, servicer: Watched) -> None:
         run(main)
 
 
+def test_a_look_up_that_takes_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    original = socket.getaddrinfo
+
+    def slow(host: Any, *args: Any, **more: Any) -> Any:
+        if more.get("flags") != socket.AI_NUMERICHOST:
+            answered.wait(30)
+        return original(host, *args, **more)
+
+    async def main() -> None:
+        timing = Timing(connect=0.1)
+        async with registry_at("grpc://localhost:1", patience=0, timing=timing) as registry:
+            with pytest.raises(cogment.Unavailable, match=r"within 0\.1 s"):
+                await registry.versions()
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    try:
+        run(main)
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize("host", ["ä" * 70, "ä..b", "a..b", "x" * 70])
+def test_hosts_that_can_not_be(run: Run, host: str) -> None:
+    async def main() -> None:
+        async with registry_at(f"grpc://{host}:1", patience=0) as registry:
+            with pytest.raises(cogment.Unavailable, match="no connection"):
+                await registry.versions()
+
+    run(main)
+
+
 def test_metadata_that_can_not_be_sent() -> None:
     assert encode([("name", "value")]) == [(b"name", b"value")]
     for value in ("ä", "line\nbreak"):

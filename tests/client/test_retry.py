@@ -8,6 +8,7 @@ import attrs
 import pytest
 import trio
 
+from modelreg.client.background import Background
 from modelreg.client.errors import Unavailable
 from modelreg.client.retry import Patience
 from modelreg.client.rpc import Rpc
@@ -77,7 +78,7 @@ async def test_updates_use_all_of_their_patience_too(autojump_clock: Any) -> Non
         async def call(self, path: str, **options: Any) -> Call:
             raise NOBODY
 
-    updates = IterationUpdates(Rpc(cast(Channel, Nobody()), Patience(known=31.7)), "m")
+    updates = IterationUpdates(Rpc(cast(Channel, Nobody()), Patience(known=31.7)), "m", background=Background())
     began = trio.current_time()
     with pytest.raises(Unavailable):
         await anext(updates)

@@ -69,7 +69,9 @@ class Channel:
 
         Raises:
             CallFailed: there is no connection to be had.
+            RuntimeError: the channel belongs to another event loop, or to another process.
         """
+        self._background.check()
         connection, address = await self._connection()
         fields = [
             (b":method", b"POST"),

@@ -16,6 +16,8 @@ from typing import Protocol
 import anyio
 import attrs
 
+from modelreg.client.workers import in_thread
+
 MAX_PIECES = 512
 """Pieces given to one sendmsg; Linux takes up to 1,024 (IOV_MAX)."""
 
@@ -170,7 +172,7 @@ async def connect(address: Address) -> Wire:
 
 async def _connect_any(host: str, port: int) -> socket.socket:
     """Happy Eyeballs (RFC 8305) in short: addresses in the resolver's order, each a little later than the one before."""
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await _look_up(host, port)
     errors: list[OSError] = []
     winner: socket.socket | None = None
 
@@ -204,6 +206,25 @@ async def _connect_any(host: str, port: int) -> socket.socket:
     if errors:
         raise errors[0]
     raise OSError(f"{host} has no address")
+
+
+async def _look_up(host: str, port: int) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+    """A host's addresses, as `socket.getaddrinfo` gives them. Raises `OSError`.
+
+    asyncio's own look-up needs its default executor, which takes no work once the main thread has ended.
+    """
+    try:
+        name = host.encode("ascii" if host.isascii() else "idna")
+    except UnicodeError as error:
+        raise OSError(f"{host} can't be a host's name: {error}") from None
+
+    def look_up(flags: int = 0) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+        return [*socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)]
+
+    try:  # a number needs no thread
+        return look_up(socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await in_thread(look_up, abandon=True)
 
 
 async def _connect_one(family: int, address: tuple[object, ...]) -> socket.socket:
