@@ -94,7 +94,7 @@ def _settled(version: CogmentVersion, stored: dict[int, str], ceiling: int) -> t
 
 
 async def _import_version(model_id: str, version: CogmentVersion, archive: Archive) -> None:
-    async with archive.incoming(version.size) as incoming:
+    async with archive.incoming(version.size, version.digest) as incoming:
         async with aclosing(version.data()) as pieces:
             async for piece in pieces:
                 await incoming.write(memoryview(piece))

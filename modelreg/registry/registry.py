@@ -204,7 +204,7 @@ class Registry:
             msg = f"a version of {header.size} bytes is larger than {allowed}: make it smaller, or raise that option"
             raise ResourceExhausted(msg)
         if header.stored:
-            async with self._archive.incoming(header.size) as storing:
+            async with self._archive.incoming(header.size, header.digest) as storing:
                 store = partial(self._commit_stored, header, storing)
                 yield Upload(header, storing, partial(self._commit, model, header, store))
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from modelreg.errors import ResourceExhausted
+from modelreg.errors import ResourceExhausted, Unavailable
 from modelreg.storage import durable, lock, recovery, sidecars
 from modelreg.storage.blobs import BlobStore
 from modelreg.storage.buffers import Budget, BufferPool
@@ -30,6 +30,7 @@ from modelreg.storage.writers import (
     ContentWriter,
     FileWriter,
     MemoryWriter,
+    RunInThread,
     bypass_page_cache,
     file_writer,
     small_writer,
@@ -90,6 +91,19 @@ class _LargeIncoming(Incoming):
     def install(self, blobs: BlobStore) -> None:
         self._temporary.seal()
         blobs.install(self._temporary.path, self.digest, self._size)
+        self.installed = True
+
+
+class _PresentIncoming(Incoming):
+    """Content that the archive has already: it's only hashed."""
+
+    def __init__(self, writer: FileWriter, size: int) -> None:
+        super().__init__(writer)
+        self._size = size
+
+    def install(self, blobs: BlobStore) -> None:
+        if not blobs.keep(self.digest, self._size):
+            raise Unavailable("the archive has lost the same content meanwhile: send it again")
         self.installed = True
 
 
@@ -160,8 +174,11 @@ class Archive:
     # Versions.
 
     @asynccontextmanager
-    async def incoming(self, size: int) -> AsyncIterator[Incoming]:
+    async def incoming(self, size: int, digest: bytes | None = None) -> AsyncIterator[Incoming]:
         """A place for *size* bytes of content; what hasn't been installed when the context ends leaves no trace.
+
+        Content of this *digest* that the archive has already takes no room. The caller makes sure that what comes has
+        that digest.
 
         Raises:
             ResourceExhausted, StorageFailed, Unavailable: as :meth:`Threads.file`.
@@ -169,6 +186,11 @@ class Archive:
         with self.small_writer(size) as gathering:
             if gathering is not None:
                 yield _SmallIncoming(gathering)
+                return
+        async with self._present(size, digest) as present:
+            if present:
+                async with self.file_writer(None) as writer:
+                    yield _PresentIncoming(writer, size)
                 return
         temporary = await self.threads.file(self._make_temporary, size)
         try:
@@ -179,9 +201,22 @@ class Archive:
                 await trio.to_thread.run_sync(temporary.remove)
 
     @asynccontextmanager
-    async def file_writer(self, fd: int) -> AsyncIterator[FileWriter]:
-        """A pipeline to an open file, out of the memory that all uploads share."""
-        async with file_writer(fd, self._pool, self.threads, self._nursery) as writer:
+    async def _present(self, size: int, digest: bytes | None) -> AsyncIterator[bool]:
+        """Whether content is there and sound. It stays for as long as the context lasts."""
+        if digest is None or not self.blobs.may_be_sound(digest):
+            yield False
+            return
+        self.blobs.retain(digest, size)
+        try:
+            yield await self.threads.hash(self.blobs.is_whole, digest, size)
+        finally:
+            self.blobs.release(digest, size)
+            await self.blobs.collect()
+
+    @asynccontextmanager
+    async def file_writer(self, fd: int | None, run: RunInThread | None = None) -> AsyncIterator[FileWriter]:
+        """A pipeline to an open file, out of the memory that all uploads share; see :func:`writers.file_writer`."""
+        async with file_writer(fd, self._pool, self.threads, self._nursery, run) as writer:
             yield writer
 
     def small_writer(self, size: int) -> AbstractContextManager[MemoryWriter | None]:

@@ -93,6 +93,10 @@ class BlobStore:
         """Whether a blob is referred to, and was sound when it was last looked at."""
         return digest in self._references and digest in self._sound
 
+    def may_be_sound(self, digest: bytes) -> bool:
+        """Whether a blob is referred to, and isn't known to be damaged."""
+        return digest in self._references and digest not in self.damaged
+
     # References. A digest that isn't referred to has no entry, so that "is it stored?" is "does it have one?".
 
     def retain(self, digest: bytes, size: int) -> None:
@@ -166,23 +170,34 @@ class BlobStore:
         except FileExistsError:
             while True:
                 with self._healing:
-                    found, damaged = _fingerprint(final), digest in self.damaged
-                # A blob that is known to be damaged on the disk may still look sound in the page cache.
-                if not damaged and self._damage(digest, size) is None:
-                    break
+                    found = _fingerprint(final)
+                if self.keep(digest, size):
+                    durable.discard(temporary)
+                    return
                 if self._heal(temporary, final, digest, found):
                     return
-            try:
-                durable.sync_file(final)
-            except OSError:
-                # Its bytes may never get to the disk, whatever a second fsync said. The new file's have.
-                while not self._heal(temporary, final, digest, _fingerprint(final)):
-                    pass  # it isn't the same file that another upload is about, which may only have changed its links
-                return
-            durable.sync_directory(final.parent)
-            durable.discard(temporary)
-            return
         self.trust(digest, Fingerprint.of(final.stat()))
+
+    def keep(self, digest: bytes, size: int) -> bool:
+        """Make content durable that is there and sound, as its first writer may not have come to that.
+
+        False where it isn't there, isn't sound, or can't be synced: its bytes may never get to the disk then, whatever
+        a second sync says. It has to be replaced.
+
+        Raises:
+            durable.DirectorySyncError: see there.
+        """
+        final = self._layout.blob(digest)
+        seen = _fingerprint(final)
+        if seen is None or not self.is_whole(digest, size):
+            return False
+        try:
+            durable.sync_file(final)
+        except OSError as error:
+            self.report_damage(digest, f"it can't be synced ({error.strerror})", seen)
+            return False
+        durable.sync_directory(final.parent)
+        return True
 
     def _heal(self, temporary: Path, final: Path, digest: bytes, found: Fingerprint | None) -> bool:
         """Put a sealed file in the place of a damaged blob that looked like *found*, and keep that in quarantine.
@@ -209,12 +224,20 @@ class BlobStore:
         Raises:
             OSError, durable.DirectorySyncError: see there. Nothing is left of it.
         """
+        if self.keep(digest, len(content)):
+            return
         temporary = durable.write_sealed(self._layout.tmp, content, durable.CONTENT_MODE)
         try:
             self.install(temporary, digest, len(content))
         except OSError:
             durable.discard(temporary)
             raise
+
+    def is_whole(self, digest: bytes, size: int) -> bool:
+        """Whether a blob is sound, as far as that is known. It is hashed where it hasn't been."""
+        with self._healing:
+            damaged = digest in self.damaged  # on the disk: it may look sound still in the page cache
+        return not damaged and self._damage(digest, size) is None
 
     def _damage(self, digest: bytes, size: int) -> Damaged | None:
         try:

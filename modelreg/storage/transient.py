@@ -127,10 +127,10 @@ class TransientStore(Generic[Key]):
                 finally:
                     small.close()
                 return
-        fd = await self._archive.threads.file(_memory_file)
+        fd = await self._archive.threads.memory(_memory_file)
         taken = False
         try:
-            async with self._archive.file_writer(fd) as writer:
+            async with self._archive.file_writer(fd, self._archive.threads.memory) as writer:
                 large = _LargeIncoming(self, model, writer, fd)
                 try:
                     yield large

@@ -18,8 +18,9 @@ import fcntl
 import hashlib
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -41,6 +42,10 @@ DIRECT_BYTES = 8 << 20
 
 # What O_DIRECT wants offsets and sizes to be multiples of: the largest logical block in use.
 BLOCK_BYTES = 4096
+
+
+# Runs a function in a thread, and raises what there is to tell an upload of.
+RunInThread = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 class ContentWriter(Protocol):
@@ -99,8 +104,7 @@ def small_writer(budget: Budget, size: int) -> Iterator[MemoryWriter | None]:
 class FileWriter:
     """The pipeline; made by :func:`file_writer` only."""
 
-    def __init__(self, fd: int, pool: BufferPool, threads: Threads) -> None:
-        self._fd = fd
+    def __init__(self, fd: int | None, pool: BufferPool, threads: Threads, run: RunInThread) -> None:
         self._pool = pool
         self._hash = hashlib.sha256()
         self._filling: Buffer | None = None
@@ -113,10 +117,10 @@ class FileWriter:
         self._room_wanted = False
         self._ending = False
         self._loop = trio.lowlevel.current_trio_token()
-        self._stages = [
-            Stage(self._update_hash, threads.hash, threads.hash_crowded, self._progress, self._take_back),
-            Stage(self._write_to_file, threads.file, threads.file_crowded, self._progress, self._take_back),
-        ]
+        self._stages = [Stage(self._update_hash, threads.hash, threads.hash_crowded, self._progress, self._take_back)]
+        if fd is not None:
+            write = partial(self._write_to_file, fd)
+            self._stages.append(Stage(write, run, threads.file_crowded, self._progress, self._take_back))
 
     async def write(self, data: memoryview) -> None:
         while data:
@@ -226,18 +230,22 @@ class FileWriter:
     def _update_hash(self, buffer: Buffer) -> None:
         self._hash.update(buffer.content)
 
-    def _write_to_file(self, buffer: Buffer) -> None:
-        _write_buffer(self._fd, buffer.content, self._written)
+    def _write_to_file(self, fd: int, buffer: Buffer) -> None:
+        _write_buffer(fd, buffer.content, self._written)
         self._written += buffer.filled
 
 
 @asynccontextmanager
-async def file_writer(fd: int, pool: BufferPool, threads: Threads, nursery: trio.Nursery) -> AsyncIterator[FileWriter]:
+async def file_writer(
+    fd: int | None, pool: BufferPool, threads: Threads, nursery: trio.Nursery, run: RunInThread | None = None
+) -> AsyncIterator[FileWriter]:
     """A writer of large content to an open file, from its beginning. The file isn't synced, nor closed.
+
+    With no file the content is only hashed. *run* runs what writes, in place of :meth:`Threads.file`.
 
     The pipeline's stages run in *nursery*, and have ended with the context.
     """
-    writer = FileWriter(fd, pool, threads)
+    writer = FileWriter(fd, pool, threads, run or threads.file)
     writer.start(nursery)
     try:
         yield writer

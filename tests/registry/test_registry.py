@@ -1063,6 +1063,66 @@ async def test_a_number_whose_sidecar_may_be_on_the_disk_is_not_given_again(
         assert given not in numbers(registry) == [2]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_content_that_is_there_already_takes_no_room(restarted: bool, tmp_path: Path) -> None:
+    large, small = pattern(3 << 20), pattern(100_000)
+    with small_file_system(tmp_path / "small", 4 << 20) as directory:
+        async with registry_at(directory) as registry:
+            await registry.create_or_update_model("m", {})
+            for content in (large, small):
+                await add(registry, content)
+            if not restarted:
+                await fill_up_and_add_again(registry, directory, [large, small])
+        if restarted:
+            async with registry_at(directory) as registry:
+                await fill_up_and_add_again(registry, directory, [large, small])
+        async with registry_at(directory) as registry:
+            assert [await read(registry, number) for number in numbers(registry)] == [large, small] * 2
+
+
+async def fill_up_and_add_again(registry: Registry, directory: Path, contents: list[bytes]) -> None:
+    free = os.statvfs(directory)
+    filler = directory / "filler"
+    filler.write_bytes(bytes(free.f_bavail * free.f_frsize - (32 << 10)))
+    with pytest.raises(ResourceExhausted):
+        await add(registry, pattern(200_000))
+    for content in contents:
+        await add(registry, content)
+    with pytest.raises(InvalidArgument, match="SHA-256"):
+        async with registry.upload(header(contents[0])) as upload:
+            await upload.write(memoryview(bytes(len(contents[0]))))
+            await upload.commit()
+    filler.unlink()
+
+
+async def test_content_that_is_there_stays_while_it_is_sent_again(registry: Registry, tmp_path: Path) -> None:
+    content = pattern(LARGE)
+    await add(registry, content)
+    await registry.create_or_update_model("other", {})
+    async with registry.upload(header(content, model_id="other")) as upload:
+        await registry.delete_model("m")
+        await upload.write(memoryview(content))
+        version = await upload.commit()
+    assert await read(registry, version.number, "other") == content
+    await registry.delete_model("other")
+    assert blobs_below(tmp_path) == set()
+
+
+async def test_content_that_is_damaged_while_it_is_sent_again(registry: Registry, tmp_path: Path) -> None:
+    content = pattern(LARGE)
+    await add(registry, content)
+    (path,) = (path for path in (tmp_path / "blobs").rglob("*") if path.is_file())
+    async with registry.upload(header(content)) as upload:
+        path.chmod(0o640)
+        path.write_bytes(content[:-1] + b"!")
+        await upload.write(memoryview(content))
+        with pytest.raises(Unavailable, match="send it again"):
+            await upload.commit()
+    assert numbers(registry) == [1]
+    version = await add(registry, content)
+    assert await read(registry, version.number) == content
+
+
 async def test_a_full_disk(tmp_path: Path) -> None:
     with small_file_system(tmp_path / "small", 4 << 20) as small:
         async with registry_at(small) as registry:

@@ -23,7 +23,7 @@ def fail(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("run", ["file", "hash"])
+@pytest.mark.parametrize("run", ["file", "hash", "memory"])
 async def test_work_runs_in_a_thread(run: str, threads: Threads) -> None:
     def work(*, end: int) -> tuple[int, int]:
         return end, threading.get_ident()
@@ -33,16 +33,28 @@ async def test_work_runs_in_a_thread(run: str, threads: Threads) -> None:
     assert thread != threading.get_ident()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 async def test_no_space(number: int, threads: Threads) -> None:
     with pytest.raises(ResourceExhausted, match="--archive_dir"):
         await threads.file(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-async def test_no_file_descriptors(number: int, threads: Threads) -> None:
-    with pytest.raises(ResourceExhausted, match="ulimit"):
-        await threads.file(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC, errno.EDQUOT])
+async def test_no_memory(number: int, threads: Threads) -> None:
+    with pytest.raises(ResourceExhausted, match="no memory left for transient versions: lower --cache_max_bytes"):
+        await threads.memory(fail, OSError(number, os.strerror(number)))
+
+
+async def test_memory_that_can_not_be_used(threads: Threads) -> None:
+    with pytest.raises(StorageFailed, match="the memory for transient versions could not be used"):
+        await threads.memory(fail, OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
+@pytest.mark.parametrize("run", ["file", "memory"])
+@pytest.mark.parametrize(("number", "limit"), [(errno.EMFILE, "-n"), (errno.ENFILE, "-n"), (errno.EFBIG, "-f")])
+async def test_limits_of_files(run: str, number: int, limit: str, threads: Threads) -> None:
+    with pytest.raises(ResourceExhausted, match=f"ulimit {limit}"):
+        await getattr(threads, run)(fail, OSError(number, os.strerror(number), "/the/archive/tmp/secret"))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EROFS, errno.ENOENT])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -493,3 +494,16 @@ def test_like_a_plain_cache(steps: list[tuple[str, int]], max_items: int, max_by
         assert (transient.in_memory, transient._arriving, transient._files) == (0, 0, 0)
 
     trio.run(main)
+
+
+@uses_descriptors
+async def test_files_in_memory_may_not_be_so_large(archive: Archive) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(ResourceExhausted, match=r"larger than a file of the server may be: .*ulimit -f"):
+            async with store_of(archive, []).incoming(LARGE, "m") as incoming:
+                await incoming.write(memoryview(pattern(LARGE)))
+                await incoming.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
