@@ -26,6 +26,7 @@ from modelreg.machine import Shares, memory_bytes
 from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
+from modelreg.registry.user_data import UserDataLimits
 from modelreg.services import HEALTH_CHECK_PATHS, Audit, Readiness, admission, build_services, streamed
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
@@ -126,6 +127,11 @@ async def serve(
             cache_max_items_per_model=settings.cache_max_items_per_model,
             cache_max_bytes=settings.cache_max_bytes,
             max_version_bytes=settings.max_version_bytes,
+            user_data_limits=UserDataLimits(
+                entries=settings.max_user_data_entries,
+                size=settings.max_user_data_bytes,
+                arriving=Shares.of(memory_bytes()).user_data,
+            ),
             logger=logger,
             quota=quota,
         ) as registry,

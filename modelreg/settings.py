@@ -309,6 +309,22 @@ class Settings:
         convert=_number(0, _MAX_COUNT),
         meaning="Largest version accepted. 0 sets no limit but the room there is.",
     )
+    max_user_data_entries: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_USER_DATA_ENTRIES",
+        metavar="COUNT",
+        default=10_000,
+        default_text="10000",
+        convert=_number(1, _MAX_COUNT),
+        meaning="Most entries that the user data (properties) of a model or version may have.",
+    )
+    max_user_data_bytes: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_USER_DATA_BYTES",
+        metavar="BYTES",
+        default=1024 * 1024,
+        default_text="1048576",
+        convert=_number(1, _MAX_COUNT),
+        meaning="Most bytes that the user data of a model or version may have, names and values together.",
+    )
     max_message_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_MESSAGE_BYTES",
         metavar="BYTES",

@@ -66,6 +66,7 @@ def test_all_shares_together_fit(memory: int) -> None:
         + shares.uploads
         + shares.headers
         + shares.messages
+        + shares.user_data
         + shares.windows
         + UPLOADS * shares.stream_window
     )

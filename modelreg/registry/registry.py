@@ -6,7 +6,7 @@ import math
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -21,6 +21,7 @@ from modelreg.registry.numbers import VersionNumbers
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo, check_model_id
 from modelreg.registry.requests import REMEMBERED, RequestMemory
 from modelreg.registry.transfer import Upload, VersionReader, open_blob
+from modelreg.registry.user_data import UserDataLimits, memory_of
 from modelreg.registry.watch import Watches
 from modelreg.storage.archive import Archive, Incoming
 from modelreg.storage.recovery import FoundModel
@@ -75,6 +76,7 @@ class Registry:
         cache_max_items_per_model: int = 0,
         cache_max_bytes: int,
         max_version_bytes: int,
+        user_data_limits: UserDataLimits,
         clock: Callable[[], int],
         logger: Logger,
         quota: LineQuota,
@@ -82,6 +84,9 @@ class Registry:
         self._archive = archive
         self._clock = clock
         self._max_version_bytes = max_version_bytes
+        self._user_data_limits = user_data_limits
+        # Bytes of user data in uploads to the archive that are under way.
+        self._arriving = 0
         self._watches = Watches()
         self._transient: TransientStore[TransientKey] = TransientStore(
             archive,
@@ -105,7 +110,7 @@ class Registry:
     async def create_or_update_model(self, model_id: str, user_data: Mapping[str, str]) -> bool:
         """Create a model, or replace the user data of one. Return whether it was created."""
         check_model_id(model_id)
-        info = ModelInfo(model_id=model_id, user_data=dict(user_data))
+        info = ModelInfo(model_id=model_id, user_data=self._user_data_limits.checked(user_data))
         async with self._lock(model_id):
             model = known = self._models.get(model_id)
             if model is None:
@@ -203,17 +208,33 @@ class Registry:
             allowed = f"--max_version_bytes allows, which is {self._max_version_bytes}"
             msg = f"a version of {header.size} bytes is larger than {allowed}: make it smaller, or raise that option"
             raise ResourceExhausted(msg)
+        header = attrs.evolve(header, user_data=self._user_data_limits.checked(header.user_data))
         if header.stored:
-            async with self._archive.incoming(header.size, header.digest) as storing:
-                store = partial(self._commit_stored, header, storing)
-                yield Upload(header, storing, partial(self._commit, model, header, store))
+            with self._holding(header):
+                async with self._archive.incoming(header.size, header.digest) as storing:
+                    store = partial(self._commit_stored, header, storing)
+                    yield Upload(header, storing, partial(self._commit, model, header, store))
         else:
             try:
-                async with self._transient.incoming(header.size, header.model_id) as caching:
+                beside = memory_of(header.user_data)
+                async with self._transient.incoming(header.size, header.model_id, beside=beside) as caching:
                     cache = partial(self._commit_transient, header, caching)
                     yield Upload(header, caching, partial(self._commit, model, header, cache))
             finally:
                 await self._archive.blobs.collect()  # what it made room for may have been a blob's last user
+
+    @contextmanager
+    def _holding(self, header: UploadHeader) -> Iterator[None]:
+        """Account for the memory of a header while its upload is under way."""
+        size = memory_of(header.user_data)
+        if size and self._arriving and self._arriving + size > self._user_data_limits.arriving:
+            msg = "uploads with much user data are under way, too many for another one: try again when they have ended"
+            raise ResourceExhausted(msg)
+        self._arriving += size
+        try:
+            yield
+        finally:
+            self._arriving -= size
 
     @asynccontextmanager
     async def read(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
@@ -289,11 +310,14 @@ class Registry:
 
     async def _commit(
         self, model: Model | None, header: UploadHeader, commit: Callable[[Model], Awaitable[VersionInfo]]
-    ) -> VersionInfo:
-        """Commit an upload. Where it creates its model, that happens now, and is undone where the commit fails."""
+    ) -> tuple[VersionInfo, bool]:
+        """Commit an upload. Return its version, and whether its model was created for it.
+
+        Where it creates its model, that happens now, and is undone where the commit fails.
+        """
         if not header.creates_model:
             assert model is not None, "only those that create it go without"
-            return await _once(model, header, partial(commit, model))
+            return await _once(model, header, partial(commit, model)), False
         while True:
             with trio.CancelScope(shield=True):
                 model, created = await self._existing_or_new(header.model_id)
@@ -308,7 +332,7 @@ class Registry:
                 finally:
                     if created and not committed:
                         await self._delete_unused(model)
-            return version
+            return version, created
 
     async def _existing_or_new(self, model_id: str) -> tuple[Model, bool]:
         """A model, and whether it was created for this."""
@@ -472,13 +496,14 @@ def _restored(found: FoundModel) -> Model:
         ModelInfo(model_id=found.record.model_id, user_data=found.record.user_data),
         versions,
         VersionNumbers(found.highest_number, found.record.number_ceiling),
-        RequestMemory((request_id, versions[number]) for request_id, number in named[-REMEMBERED:]),
+        RequestMemory(named[-REMEMBERED:]),
     )
 
 
 def _known(model: Model, header: UploadHeader) -> VersionInfo | None:
-    """The version that came of an upload's request. Raises InvalidArgument where that was another upload."""
-    version = None if header.request_id is None else model.requests.find(header.request_id)
+    """The version that came of an upload's request, if it's still there. Raises InvalidArgument where that was another upload."""
+    number = None if header.request_id is None else model.requests.find(header.request_id)
+    version = None if number is None else model.versions.find(number)
     if version is None:
         return None
     if (version.stored, version.size) != (header.stored, header.size) or header.digest not in (None, version.digest):
@@ -494,7 +519,7 @@ async def _once(model: Model, header: UploadHeader, commit: Callable[[], Awaitab
         version = _known(model, header)
         if version is None:
             version = await commit()
-            model.requests.remember(header.request_id, version)
+            model.requests.remember(header.request_id, version.number)
     return version
 
 
@@ -506,6 +531,7 @@ async def open_registry(
     cache_max_items_per_model: int = 0,
     cache_max_bytes: int,
     max_version_bytes: int = 0,
+    user_data_limits: UserDataLimits = UserDataLimits(),  # noqa: B008
     clock: Callable[[], int] = time.time_ns,
     logger: Logger | None = None,
     quota: LineQuota | None = None,
@@ -518,6 +544,7 @@ async def open_registry(
         cache_max_items_per_model: how many of them one model has at most; 0 for no such limit.
         cache_max_bytes: how many bytes of memory they take at most.
         max_version_bytes: how large a version may be; 0 for no limit.
+        user_data_limits: how much user data a request may bring.
         clock: nanoseconds since the Unix epoch, for versions without a timestamp.
         logger: told what an operator should know; by default nothing is logged.
         quota: bounds the lines that clients can cause as often as they like.
@@ -529,6 +556,7 @@ async def open_registry(
         cache_max_items_per_model=cache_max_items_per_model,
         cache_max_bytes=cache_max_bytes,
         max_version_bytes=max_version_bytes,
+        user_data_limits=user_data_limits,
         clock=clock,
         logger=logger,
         quota=quota or LineQuota(logger),

@@ -21,9 +21,16 @@ class _Incoming(Protocol):
 
 
 class Upload:
-    """A version on its way in; made by :meth:`Registry.upload` only."""
+    """A version on its way in; made by :meth:`Registry.upload` only.
 
-    def __init__(self, header: UploadHeader, incoming: _Incoming, commit: Callable[[], Awaitable[VersionInfo]]) -> None:
+    Attributes:
+        created_model: whether the commit created the model as well.
+    """
+
+    def __init__(
+        self, header: UploadHeader, incoming: _Incoming, commit: Callable[[], Awaitable[tuple[VersionInfo, bool]]]
+    ) -> None:
+        self.created_model = False
         self._header = header
         self._incoming = incoming
         self._commit = commit
@@ -70,7 +77,8 @@ class Upload:
                 "the data has another SHA-256 than data_hash announced: "
                 "it was damaged on its way, or isn't what was hashed"
             )
-        return await self._commit()
+        version, self.created_model = await self._commit()
+        return version
 
 
 class VersionReader:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
+
+import attrs
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
@@ -67,8 +70,52 @@ def one_version(version: VersionInfo) -> PiecewiseMessage:
     return PiecewiseMessage(lambda: map(version_piece, (version,)))
 
 
+# How many encoded updates are kept, and their bytes; the last one is kept at least.
+UPDATES = 100
+UPDATES_BYTES = 4 << 20
+
+
+class Updates:
+    """The replies that tell watchers of versions. All who follow a model get the same bytes, for as long as they are kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], tuple[weakref.ref[VersionInfo], bytes]] = {}
+        self._bytes = 0
+
+    def encoded(self, version: VersionInfo | None) -> bytes:
+        """Return the reply for a version, or for none, which only shows that the watch goes on."""
+        if version is None:
+            return b""
+        key = version.model_id, version.number
+        of, encoded = self._kept.get(key, (None, b""))
+        if of is None or of() is not version:  # a model that was deleted and made again gives the same numbers
+            if of is not None:
+                self._drop(key)
+            encoded = version_piece(version)
+            while self._kept and (len(self._kept) >= UPDATES or self._bytes + len(encoded) > UPDATES_BYTES):
+                self._drop(next(iter(self._kept)))
+            self._kept[key] = weakref.ref(version), encoded
+            self._bytes += len(encoded)
+        return encoded
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        _, encoded = self._kept.pop(key)
+        self._bytes -= len(encoded)
+
+
+@attrs.frozen
+class Update:
+    """A VersionUpdateReply, encoded when the transport sends it."""
+
+    updates: Updates
+    version: VersionInfo | None
+
+    def SerializeToString(self) -> bytes:
+        return self.updates.encoded(self.version)
+
+
 def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHeader:
-    """What an upload's header and its call's metadata say.
+    """What an upload's header and its call's metadata say. The user data is still that of the message.
 
     Raises InvalidArgument for a hash, or metadata, that can't be one.
     """
@@ -78,7 +125,7 @@ def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHead
         size=message.data_size,
         digest=_digest(message.data_hash),
         timestamp=message.creation_timestamp or None,
-        user_data=dict(message.user_data),
+        user_data=message.user_data,
         request_id=_request_id(request),
         creates_model=_creates_model(request),
     )

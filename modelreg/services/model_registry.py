@@ -15,7 +15,7 @@ from modelreg.registry.registry import Registry
 from modelreg.services import lists
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
-from modelreg.services.messages import field_one, one_version, upload_header, watch_silence
+from modelreg.services.messages import Update, Updates, field_one, one_version, upload_header, watch_silence
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
 from modelreg.transport import FileMessage, LandsData, PiecewiseMessage, Request
@@ -59,6 +59,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         self._registry = registry
         self._tokens = tokens
         self._audit = audit
+        self._updates = Updates()
         self._max_data_chunk_bytes = max_data_chunk_bytes
 
     async def CreateOrUpdateModel(  # type: ignore[override]  # purerpc passes the request on to whoever names it
@@ -89,7 +90,9 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         known = self._registry.committed(announced)
         if known is not None:
             return one_version(known)
-        async with self._registry.upload(announced) as upload:
+        uploading = self._registry.upload(announced)
+        del header, announced  # their message takes memory, too, for as long as the upload lasts
+        async with uploading as upload:
             with messages.landing_in(upload) if isinstance(messages, LandsData) else nullcontext():
                 async for item in messages:
                     if isinstance(item, memoryview):
@@ -100,6 +103,8 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                         raise InvalidArgument("after the header, every message of an upload holds a body")
             version = await upload.commit()
             # In the context: leaving it may be cancelled, and the version stays.
+            if upload.created_model:
+                self._audit.changed(request, "created a model", model=version.model_id)
             self._audit.added(request, version)
         return one_version(version)
 
@@ -123,11 +128,11 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
 
     async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.VersionUpdateRequest, request: Request
-    ) -> AsyncGenerator[PiecewiseMessage | api.VersionUpdateReply, None]:
+    ) -> AsyncGenerator[Update, None]:
         silence = watch_silence(request)
         async with aclosing(self._registry.watch(message.model_id, silence=silence)) as versions:
             async for version in versions:
-                yield api.VersionUpdateReply() if version is None else one_version(version)
+                yield Update(self._updates, version)
 
     async def Version(self, message: common_pb2.VersionRequest) -> common_pb2.VersionInfo:
         return VERSIONS

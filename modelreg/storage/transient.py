@@ -6,7 +6,7 @@ that's being read doesn't go for the sake of memory.
 
 Small content is an object in memory, large content a file in memory (``memfd_create(2)``; where there is none, an unnamed
 temporary file), so that it's sent the same way as a stored blob. Content that's stored already costs no memory: the
-version then refers to the blob.
+version then refers to the blob. A version's user data counts like its content.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class _Entry(Generic[Key]):
     key: Key
     model: str
     content: Content
+    # Bytes of memory that are kept beside the content: the version's user data.
+    beside: int
     used_at: int
     newest: bool
 
@@ -110,18 +112,20 @@ class TransientStore(Generic[Key]):
         return self._bytes
 
     @asynccontextmanager
-    async def incoming(self, size: int, model: str) -> AsyncIterator[TransientIncoming[Key]]:
+    async def incoming(self, size: int, model: str, *, beside: int = 0) -> AsyncIterator[TransientIncoming[Key]]:
         """A place for *size* bytes of content for a model; what hasn't been put when the context ends leaves no trace.
+
+        *beside* is the memory that is kept with the version, and counts as its content does.
 
         Raises:
             ResourceExhausted: that much never fits.
         """
-        if size > self._max_bytes:
-            msg = f"{size} bytes are more than all transient versions together may have ({self._max_bytes}): raise --cache_max_bytes"
+        if size + beside > self._max_bytes:
+            msg = f"{size + beside} bytes are more than all transient versions together may have ({self._max_bytes}): raise --cache_max_bytes"
             raise ResourceExhausted(msg)
         with self._archive.small_writer(size) as gathering:
             if gathering is not None:
-                small = _SmallIncoming(self, model, gathering)
+                small = _SmallIncoming(self, model, beside, gathering)
                 try:
                     yield small
                 finally:
@@ -131,7 +135,7 @@ class TransientStore(Generic[Key]):
         taken = False
         try:
             async with self._archive.file_writer(fd, self._archive.threads.memory) as writer:
-                large = _LargeIncoming(self, model, writer, fd)
+                large = _LargeIncoming(self, model, beside, writer, fd)
                 try:
                     yield large
                 finally:
@@ -160,7 +164,8 @@ class TransientStore(Generic[Key]):
             self._let_go(min(own.values(), key=lambda entry: entry.used_at), model)
         while self._entries and len(self._entries) >= self._max_items:
             self._evict(lambda _: True, model)
-        entry = _Entry(key, model, content, self._now(), newest=True)
+        entry = _Entry(key, model, content, incoming.beside, self._now(), newest=True)
+        self._bytes += entry.beside
         self._entries[key] = entry
         self._models.setdefault(model, {})[key] = entry
         self._newest[entry.used_at] = entry
@@ -181,12 +186,13 @@ class TransientStore(Generic[Key]):
         if not own:
             del self._models[entry.model]
         del self._row(entry)[entry.used_at]
+        self._bytes -= entry.beside
         self.release(entry.content)
 
     def is_in_archive(self, key: Key) -> bool:
-        """Return whether the content of a version is a blob, and not in memory."""
-        content = self._entries[key].content
-        return content.data is None and content.fd is None
+        """Return whether a version is here, and its content is a blob, not in memory."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.content.data is None and entry.content.fd is None
 
     def use(self, key: Key) -> Content:
         """The content of a version, for a reader, who releases it in the end."""
@@ -244,7 +250,9 @@ class TransientStore(Generic[Key]):
 
     def _make_room(self, size: int, model: str) -> None:
         while self._bytes + self._arriving + size > self._max_bytes:
-            if not self._evict(lambda content: content.users == 1 and content.in_memory > 0, model):
+            if not self._evict(
+                lambda entry: entry.content.users == 1 and entry.content.in_memory + entry.beside > 0, model
+            ):
                 msg = (
                     f"downloads and uploads under way take all the memory for transient versions ({self._max_bytes} bytes): "
                     "try again when they have ended, or raise --cache_max_bytes"
@@ -253,18 +261,18 @@ class TransientStore(Generic[Key]):
 
     def _keep_files_for_others(self, model: str) -> None:
         while self._files > self._max_files:
-            if not self._evict(lambda content: content.users == 1 and content.fd is not None, model):
+            if not self._evict(lambda entry: entry.content.users == 1 and entry.content.fd is not None, model):
                 msg = (
                     f"downloads under way take all the files for large transient versions ({self._max_files}): "
                     "try again when they have ended, or raise the limit of open files (ulimit -n)"
                 )
                 raise ResourceExhausted(msg)
 
-    def _evict(self, helps: Callable[[Content], bool], model: str) -> bool:
+    def _evict(self, helps: Callable[[_Entry[Key]], bool], model: str) -> bool:
         """Let the first version go whose going helps *model*; whether there's one."""
         own = reversed(self._models.get(model, {}).values())  # its newest version comes first
         entries = chain(self._others.values(), islice(own, 1), self._newest.values())
-        entry = next((entry for entry in entries if helps(entry.content)), None)
+        entry = next((entry for entry in entries if helps(entry)), None)
         if entry is None:
             return False
         self._let_go(entry, model)
@@ -278,13 +286,15 @@ class TransientStore(Generic[Key]):
 class TransientIncoming(Generic[Key]):
     """Content on its way into memory; made by :meth:`TransientStore.incoming` only."""
 
-    def __init__(self, store: TransientStore[Key], model: str, writer: ContentWriter) -> None:
+    def __init__(self, store: TransientStore[Key], model: str, beside: int, writer: ContentWriter) -> None:
         self.model = model
+        self.beside = beside
         self._store = store
         self._writer = writer
         self._reserved = 0
         self._received = 0
         self.digest = b""
+        self._reserve(0)
 
     async def write(self, data: memoryview) -> None:
         """Take the next bytes; *data* may be reused when this returns.
@@ -312,7 +322,7 @@ class TransientIncoming(Generic[Key]):
         self._writer.filled(count)
 
     def _reserve(self, coming: int) -> None:
-        missing = self._received + coming - self._reserved
+        missing = self.beside + self._received + coming - self._reserved
         if missing > 0:
             self._store.reserve(missing, self.model)
             self._reserved += missing
@@ -338,8 +348,8 @@ class TransientIncoming(Generic[Key]):
 
 
 class _SmallIncoming(TransientIncoming[Key]):
-    def __init__(self, store: TransientStore[Key], model: str, writer: MemoryWriter) -> None:
-        super().__init__(store, model, writer)
+    def __init__(self, store: TransientStore[Key], model: str, beside: int, writer: MemoryWriter) -> None:
+        super().__init__(store, model, beside, writer)
         self._data = writer.data
 
     def _content(self, size: int) -> Content:
@@ -347,8 +357,8 @@ class _SmallIncoming(TransientIncoming[Key]):
 
 
 class _LargeIncoming(TransientIncoming[Key]):
-    def __init__(self, store: TransientStore[Key], model: str, writer: FileWriter, fd: int) -> None:
-        super().__init__(store, model, writer)
+    def __init__(self, store: TransientStore[Key], model: str, beside: int, writer: FileWriter, fd: int) -> None:
+        super().__init__(store, model, beside, writer)
         self._fd = fd
         self.taken = False
 

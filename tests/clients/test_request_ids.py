@@ -84,3 +84,13 @@ def test_request_id_that_is_empty_or_too_long_is_invalid(calls: Calls, model: st
     with fails(Code.INVALID_ARGUMENT) as caught:
         send(calls, model, b"data", request_id)
     assert "modelreg-request-id" in caught.value.details()
+
+
+def test_version_that_is_gone_is_published_again(start_server: StartServer) -> None:
+    with connected(start_server("--cache_max_items=1").address) as calls:
+        calls.create("m")
+        assert send(calls, "m", b"data", "one", archived=False).version_number == 1
+        assert send(calls, "m", b"other", "two", archived=False).version_number == 2
+        assert send(calls, "m", b"data", "one", archived=False).version_number == 3
+        assert send(calls, "m", b"data", "one", archived=False).version_number == 3
+        assert calls.numbers("m") == [3]

@@ -30,6 +30,7 @@ from modelreg.registry.numbers import BLOCK
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.registry import Registry, open_registry
 from modelreg.registry.transfer import VersionReader
+from modelreg.registry.user_data import UserDataLimits
 from modelreg.storage import durable, sidecars
 from modelreg.storage.archive import Archive
 from modelreg.storage.layout import HIGHEST_NUMBER, Layout
@@ -66,6 +67,7 @@ async def registry_at(
                 cache_max_items=max_items,
                 cache_max_bytes=max_bytes,
                 max_version_bytes=0,
+                user_data_limits=UserDataLimits(),
                 clock=lambda: NOW,
                 logger=silent_logger(),
                 quota=LineQuota(silent_logger()),

@@ -23,8 +23,9 @@ from modelreg.errors import InvalidArgument
 from modelreg.log import LineQuota, silent_logger
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.registry import open_registry
+from modelreg.services import messages
 from modelreg.services.audit import Audit
-from modelreg.services.messages import field_one, model_message, upload_header, version_message
+from modelreg.services.messages import Update, Updates, field_one, model_message, upload_header, version_message
 from modelreg.services.model_registry import ModelRegistryServicer
 from modelreg.services.status import overall_load
 from modelreg.storage.archive import open_archive
@@ -211,18 +212,16 @@ def test_request_id_that_is_none_too_long_or_not_one_is_refused(values: list[str
 # Idle watches
 
 
-async def replies_until(
-    servicer: ModelRegistryServicer, seconds: float, *metadata: tuple[str, str]
-) -> list[api.VersionUpdateReply]:
+async def replies_until(servicer: ModelRegistryServicer, seconds: float, *metadata: tuple[str, str]) -> list[Update]:
     """What a watch of a new model is sent in so many seconds."""
     model = api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id="m"))
     await servicer.CreateOrUpdateModel(model, NO_REQUEST)
     request = with_metadata(*metadata)
-    replies: list[api.VersionUpdateReply] = []
+    replies: list[Update] = []
     with trio.move_on_after(seconds):
         async with aclosing(servicer.VersionUpdate(api.VersionUpdateRequest(model_id="m"), request)) as watch:
             async for reply in watch:
-                replies.append(api.VersionUpdateReply.FromString(reply.SerializeToString()))  # noqa: PERF401  # kept when the time is over
+                replies.append(reply)  # noqa: PERF401  # kept when the time is over
     return replies
 
 
@@ -231,8 +230,7 @@ async def test_watch_that_asks_is_kept_alive(
     servicer: ModelRegistryServicer, autojump_clock: trio.testing.MockClock, asked: str, times: int
 ) -> None:
     replies = await replies_until(servicer, 70.5, ("modelreg-watch-keepalive", asked))
-    assert replies == [api.VersionUpdateReply()] * times
-    assert all(reply.SerializeToString() == b"" for reply in replies)
+    assert [reply.SerializeToString() for reply in replies] == [b""] * times
 
 
 async def test_watch_that_does_not_ask_hears_of_versions_only(
@@ -245,3 +243,31 @@ async def test_watch_that_does_not_ask_hears_of_versions_only(
 async def test_watch_that_asks_for_no_seconds_is_refused(servicer: ModelRegistryServicer, values: list[str]) -> None:
     with pytest.raises(InvalidArgument, match="modelreg-watch-keepalive"):
         await replies_until(servicer, 1, *(("modelreg-watch-keepalive", value) for value in values))
+
+
+# VersionUpdate
+
+
+def test_watchers_get_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(number: int, size: int = 0) -> VersionInfo:
+        return VersionInfo(
+            model_id="m", number=number, timestamp=1, stored=False, digest=DIGEST, size=4, user_data={"a": "x" * size}
+        )
+
+    updates = Updates()
+    one = version(1)
+    encoded = updates.encoded(one)
+    assert api.VersionUpdateReply.FromString(encoded).version_info == version_message(one)
+    assert updates.encoded(one) is encoded
+    assert updates.encoded(version(1, 5)) != encoded  # of a model that was made again
+    assert updates.encoded(one) == encoded
+    monkeypatch.setattr(messages, "UPDATES_BYTES", 1000)
+    monkeypatch.setattr(messages, "UPDATES", 3)
+    kept = [version(number) for number in range(2, 5)]
+    for each in kept:
+        updates.encoded(each)
+    assert [number for _, number in updates._kept] == [2, 3, 4]
+    large = version(5, 2000)
+    assert updates.encoded(large) is updates.encoded(large)
+    assert [number for _, number in updates._kept] == [5]
+    assert updates._bytes == len(updates.encoded(large))
