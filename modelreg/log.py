@@ -70,7 +70,10 @@ def open_log(settings: Settings, *, clock: Clock | None = None, stdout: IO[str] 
         wrapper_class=structlog.make_filtering_bound_logger(_THRESHOLDS[settings.log_level]),
         context_class=dict,
     ).bind()
-    sink.start(report_loss=lambda lines: logger.error("log lines were lost", lines=lines))
+    sink.start(
+        report_loss=lambda lines: logger.error("log lines were lost", lines=lines),
+        report_kept=lambda reason: logger.warning("old log files can't be deleted", reason=reason),
+    )
     try:
         yield logger
     finally:
@@ -129,6 +132,15 @@ def daily_name(base: Path, day: date) -> Path:
     return base.with_name(f"{base.name}.{day:%Y-%m-%d}")
 
 
+def day_of(base: Path, name: str) -> date | None:
+    """The day of a log file's name; None where `daily_name` gives no such name."""
+    try:
+        day = date.fromisoformat(name.removeprefix(f"{base.name}."))
+    except ValueError:
+        return None
+    return day if daily_name(base, day).name == name else None
+
+
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
@@ -178,6 +190,9 @@ class _Target(Protocol):
     def descriptor(self, day: date) -> int:
         """The file that lines of this day go to. Raises OSError."""
 
+    def expire(self, day: date) -> None:
+        """Delete files that are too old on this day. Raises OSError."""
+
     def close(self) -> None: ...
 
 
@@ -189,15 +204,21 @@ class _StandardOutput:
     def descriptor(self, day: date) -> int:
         return self._fd
 
+    def expire(self, day: date) -> None:
+        pass
+
     def close(self) -> None:
         os.close(self._fd)
 
 
 class _DailyFile:
+    """A file for each day. Those of the last *keep_days* days stay, today's among them; 0 keeps all."""
+
     is_terminal = False
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, keep_days: int) -> None:
         self._base = base
+        self._keep_days = keep_days
         self._day: date | None = None
         self._fd = -1
 
@@ -209,6 +230,22 @@ class _DailyFile:
             self._fd, self._day = opened, day
         return self._fd
 
+    def expire(self, day: date) -> None:
+        if not self._keep_days:
+            return
+        with os.scandir(self._base.parent) as entries:
+            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        failed: OSError | None = None
+        for name in names:
+            written = day_of(self._base, name)
+            if written is not None and (day - written).days >= self._keep_days and written != self._day:
+                try:
+                    self._base.with_name(name).unlink(missing_ok=True)
+                except OSError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+
     def close(self) -> None:
         if self._day is not None:
             os.close(self._fd)
@@ -219,7 +256,7 @@ def _target(settings: Settings, clock: Clock, stdout: IO[str] | None) -> _Target
     """Where lines go, opened; None where there is no standard output, whose number another file may have by now."""
     if settings.log_file is None:
         return _StandardOutput(stdout.fileno()) if stdout is not None else None
-    target = _DailyFile(settings.log_file)
+    target = _DailyFile(settings.log_file, settings.log_keep_days)
     try:
         target.descriptor(clock().date())
     except OSError as error:
@@ -239,9 +276,11 @@ class _Sink:
         self._failed = 0  # lines that could not be written; only the thread changes it
         self._reported = 0
         self._torn = False  # the last line was only written in part
+        self._expired_on: date | None = None
 
-    def start(self, report_loss: Callable[[int], object]) -> None:
+    def start(self, report_loss: Callable[[int], object], report_kept: Callable[[str], object]) -> None:
         self._report_loss = report_loss
+        self._report_kept = report_kept
         # A daemon: a terminal that takes nothing must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name="modelreg log", daemon=True)
         self._thread.start()
@@ -264,10 +303,23 @@ class _Sink:
             self._target.close()
 
     def _run(self) -> None:
+        self._expire(self._clock().date())
         while (entry := self._waiting.get()) is not None:
-            if self._write(*entry) and (lost := self._dropped + self._failed) > self._reported:
+            written = self._write(*entry)
+            self._expire(entry[0])  # by now that day's file is open
+            if written and (lost := self._dropped + self._failed) > self._reported:
                 self._report_loss(lost - self._reported)
                 self._reported = lost
+
+    def _expire(self, day: date) -> None:
+        """Once a day, let old files go."""
+        if day == self._expired_on:
+            return
+        self._expired_on = day
+        try:
+            self._target.expire(day)
+        except OSError as error:
+            self._report_kept(f"{error.filename}: {error.strerror}")
 
     def _write(self, day: date, line: bytes) -> bool:
         view = memoryview(b"\n" + line if self._torn else line)

@@ -446,6 +446,15 @@ class Settings:
         convert=_optional_file,
         meaning="Base name of log files: a new file every day (UTC), its date appended, like cogment.log.2025-01-31.",
     )
+    log_keep_days: int = _option(
+        env="COGMENT_LOG_KEEP_DAYS",
+        metavar="DAYS",
+        default=0,
+        default_text="0",
+        convert=_number(0, _MAX_COUNT),
+        meaning="How many days' log files are kept, today's among them. Older ones of the same base name are deleted. "
+        "0 keeps all.",
+    )
     log_format: LogFormat = _option(
         env="COGMENT_LOG_FORMAT",
         metavar="FORMAT",

@@ -115,6 +115,77 @@ def test_a_new_file_every_day(base: Path, clock: Clock) -> None:
     assert not base.exists()
 
 
+def others(base: Path) -> set[str]:
+    """Files that look like the log's, and aren't."""
+    names = {f"{base.name}.{rest}" for rest in ("2026-11-1", "20261101", "2026-W01-1", "2026-11-01.gz", "old")}
+    names |= {"other.log.2026-11-01", f"x{base.name}.2026-11-01", "2026-11-01", base.name}
+    for name in names:
+        base.with_name(name).touch()
+    base.with_name(f"{base.name}.2026-01-01").mkdir()
+    base.with_name(f"{base.name}.2026-01-02").symlink_to(base)
+    return names | {f"{base.name}.2026-01-01", f"{base.name}.2026-01-02"}
+
+
+def days_kept(base: Path) -> list[int]:
+    return sorted(int(path.name[-2:]) for path in base.parent.glob(f"{base.name}.2026-11-??") if path.is_file())
+
+
+def test_old_files_are_deleted_when_told_so(base: Path, clock: Clock) -> None:
+    strangers = others(base)
+    for day in range(10, 21):
+        daily_name(base, LATE.replace(day=day)).write_text(f"{day}\n")
+    with open_log(Settings(log_file=base, log_format="json", log_keep_days=3, log_level="error"), clock=clock):
+        pass
+    assert days_kept(base) == [18, 19, 20]
+    with open_log(Settings(log_file=base, log_format="json", log_keep_days=3), clock=clock) as logger:
+        logger.info("today")
+        clock.now += timedelta(days=1)
+        logger.info("tomorrow")
+    assert days_kept(base) == [19, 20, 21]
+    clock.now -= timedelta(days=3)  # a clock that is set back
+    with open_log(Settings(log_file=base, log_format="json", log_keep_days=1), clock=clock) as logger:
+        logger.info("again")
+    assert days_kept(base) == [18, 19, 20, 21]
+    assert strangers <= set(os.listdir(base.parent))
+
+
+def test_one_day_is_todays_file(base: Path, clock: Clock) -> None:
+    with open_log(Settings(log_file=base, log_format="json", log_keep_days=1), clock=clock) as logger:
+        for _ in range(3):
+            logger.info("a day's line")
+            clock.now += timedelta(days=1)
+    assert days_kept(base) == [22]
+    assert [record["event"] for record in records(base.with_name("cogment.log.2026-11-22"))] == ["a day's line"]
+
+
+def test_all_files_are_kept_unless_told_otherwise(base: Path, clock: Clock) -> None:
+    daily_name(base, LATE.replace(day=1)).touch()
+    with open_log(Settings(log_file=base), clock=clock) as logger:
+        logger.info("today")
+    assert days_kept(base) == [1, 20]
+
+
+def test_old_files_that_can_not_be_deleted_are_told_of(
+    base: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (10, 11, 12):
+        daily_name(base, LATE.replace(day=day)).touch()
+    unlink = Path.unlink
+
+    def limited(path: Path, missing_ok: bool = False) -> None:
+        if path.name.endswith("11"):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", limited)
+    with open_log(Settings(log_file=base, log_format="json", log_keep_days=2), clock=clock) as logger:
+        logger.info("today")
+    assert days_kept(base) == [11, 20]
+    warning, today = records(daily_name(base, LATE))
+    assert (warning["event"], today["event"]) == ("old log files can't be deleted", "today")
+    assert warning["reason"] == f"{base}.2026-11-11: Operation not permitted"
+
+
 def test_a_file_is_continued(base: Path, clock: Clock) -> None:
     for event in ("first run", "second run"):
         with open_log(Settings(log_file=base, log_format="json"), clock=clock) as logger:

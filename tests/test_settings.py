@@ -38,6 +38,7 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "tls_client_ca": (("./ca.pem", Path("ca.pem")), ("/a b", Path("/a b")), ["a\0b", ".", ""]),
     "log_level": (("debug", "debug"), ("5", "trace"), ["6", "-1", "loud", ""]),
     "log_file": (("./path/cogment.log", Path("path/cogment.log")), ("x", Path("x")), ["a\0b", ".", "/"]),
+    "log_keep_days": (("7", 7), ("30", 30), ["-1", "a month", "1.5"]),
     "log_format": (("json", "json"), ("JSON", "json"), ["xml", ""]),
     "directory_endpoint": (
         ("grpc://foo:9005", "grpc://foo:9005"),
@@ -89,6 +90,7 @@ VARIABLES = {
     "tls_client_ca": "COGMENT_MODEL_REGISTRY_TLS_CLIENT_CA",
     "log_level": "COGMENT_LOG_LEVEL",
     "log_file": "COGMENT_LOG_FILE",
+    "log_keep_days": "COGMENT_LOG_KEEP_DAYS",
     "log_format": "COGMENT_LOG_FORMAT",
     "directory_endpoint": "COGMENT_DIRECTORY_ENDPOINT",
     "directory_authentication_token": "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
