@@ -61,7 +61,7 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
         raise click.UsageError("there is nothing to push: name a file, or send data to standard input")
     with contextlib.ExitStack() as stack:
         source: IO[bytes] = sys.stdin.buffer if path == PIPE else stack.enter_context(open(path, "rb"))
-        if not source.seekable():
+        if not (source.seekable() and _has_a_size(source)):
             with spooling():
                 spooled = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))
                 shutil.copyfileobj(source, spooled, _COPY_BYTES)
@@ -72,6 +72,17 @@ def _opened(path: Path) -> Iterator[os.PathLike[str] | IO[bytes]]:
             raise click.UsageError("nothing came on standard input: an empty version is pushed from an empty file")
         source.seek(start)
         yield source
+
+
+def _has_a_size(file: IO[bytes]) -> bool:
+    """Whether a file that can seek tells how large it is: those of /proc don't, or say that they're empty."""
+    position = file.tell()
+    try:
+        return file.seek(0, os.SEEK_END) > 0
+    except OSError:
+        return False
+    finally:
+        file.seek(position)
 
 
 @click.command("pull", cls=Versioned)

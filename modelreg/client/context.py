@@ -15,7 +15,7 @@ from typing_extensions import Self
 from modelreg.client.background import Background, call_soon
 from modelreg.client.cache import Cache
 from modelreg.client.directory import TOKEN, directory_address, resolve
-from modelreg.client.endpoint import DISCOVER, Endpoint, endpoint_from_environment, parse_url
+from modelreg.client.endpoint import DISCOVER, Endpoint, check_endpoint, endpoint_from_environment, parse_url
 from modelreg.client.registry import ModelRegistry
 from modelreg.client.retry import Patience
 from modelreg.client.rpc import Rpc
@@ -69,6 +69,7 @@ class Context:
         self._directory = directory_endpoint or endpoint_from_environment("COGMENT_DIRECTORY_ENDPOINT")
         self._token = directory_auth_token or os.environ.get("COGMENT_DIRECTORY_AUTHENTICATION_TOKEN") or None
         if self._directory is not None:
+            check_endpoint(self._directory)
             directory_address(self._directory)
         if self._token is not None:
             encode([(TOKEN, self._token)])
@@ -102,6 +103,11 @@ class Context:
         """
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise ValueError("this Context was made for another asyncio_loop than the one that runs")
+        check_endpoint(endpoint)
+        if not (cache is None or cache is True or isinstance(cache, Cache)):
+            raise TypeError(
+                "cache has to be a Cache, or True: for a directory of your own, give Cache(pathlib.Path(...))"
+            )
         parse_url(endpoint.url)
         tls = endpoint.tls_context()
         background = Background()

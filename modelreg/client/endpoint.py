@@ -171,6 +171,14 @@ def parse_url(url: str) -> Direct | Inquiry:
     return Inquiry(type=TYPES.get(path), properties=properties)
 
 
+def check_endpoint(endpoint: object) -> None:
+    """Raise `TypeError` for an object that is no `Endpoint`: its URL alone, or another library's."""
+    if isinstance(endpoint, str):
+        raise TypeError(f"an endpoint can't be a text: give Endpoint({shown(endpoint)!r})")
+    if not isinstance(endpoint, Endpoint):
+        raise TypeError(f"an endpoint can't be a {type(endpoint).__name__}: give a modelreg.client.Endpoint")
+
+
 def endpoint_from_environment(variable: str) -> Endpoint | None:
     """The basic endpoint that an environment variable names."""
     url = os.environ.get(variable)

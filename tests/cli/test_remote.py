@@ -22,6 +22,7 @@ import trustme
 
 from modelreg import __version__
 from modelreg.cli import main, output, progress, remote
+from modelreg.client import sources
 from tests.client.door import Door
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
@@ -189,6 +190,28 @@ def test_push_from_standard_input(
     with stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert document(run("push", model, "--format=json"))["sha256"] == SHA256
+
+
+def test_push_of_a_file_that_does_not_tell_its_size(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = Path("/proc/version")
+    size = len(version.read_bytes())
+    assert document(run("push", model, version, "--format=json"))["size"] == size
+    with version.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert document(run("push", model, "--format=json"))["size"] == size
+
+
+def test_push_of_a_file_that_changes(run: Run, model: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(source: sources.FileSource, done: int) -> bytes:
+        if not done:
+            os.truncate(file, len(DATA) + 1)
+        return original(source, done)
+
+    original = sources.FileSource._read
+    monkeypatch.setattr(sources.FileSource, "_read", read)
+    said = run("push", model, file)
+    assert said[0] == 29
+    assert f"{file}: it was changed while it was read" in one_line(said)
 
 
 def test_nothing_on_standard_input_is_no_version(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

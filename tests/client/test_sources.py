@@ -250,7 +250,7 @@ def test_pointers_are_not_sent(refused: Any, model: Any) -> None:
     assert "make bytes of it" in refused(iter([model]), ValueError, size=8)
 
 
-@pytest.mark.parametrize("model", [Plain(), (Plain * 2)(), ctypes.c_bool(True), array.array("u", "text")])
+@pytest.mark.parametrize("model", [Plain(), (Plain * 2)(), ctypes.c_bool(True), ctypes.c_wchar("ä"), array.array("d", [1])])
 def test_structures_of_data_are_sent(store: Any, model: Any) -> None:
     assert store(model) == bytes(model)
 
@@ -342,6 +342,57 @@ def test_pieces_that_are_no_bytes(refused: Any, pieces: list[Any], what: str) ->
 
     assert what in refused(iter(pieces), TypeError, size=100)
     assert what in refused(asynchronous(), TypeError, size=100)
+
+
+# Where a model can't be downloaded to
+
+
+@pytest.mark.parametrize(
+    ("into", "error", "says"),
+    [
+        (lambda _: "model.bin", TypeError, "pathlib"),
+        (lambda path: path.open("wb"), TypeError, "open file: .* pathlib"),
+        (lambda _: io.BytesIO(), TypeError, "open file"),
+        (lambda _: None, TypeError, "into None: .* bytearray"),
+        (lambda _: 7, TypeError, "into an int: .* bytearray"),
+        (lambda _: tensor(), TypeError, "into a PyTorch tensor"),
+        (lambda _: bytes(10), TypeError, "writable"),
+        (lambda _: memoryview(bytearray(20))[::2], ValueError, "make bytes of it"),
+        (lambda _: (ctypes.c_void_p * 2)(), ValueError, "pointers"),
+        (lambda _: (ctypes.py_object * 2)(), ValueError, "Python objects"),
+    ],
+)
+def test_where_a_model_can_not_be_downloaded_to(
+    run: Run, url: str, name: str, tmp_path: Path, into: Any, error: type[Exception], says: str
+) -> None:
+    async def main() -> None:
+        async with cogment.Context("test") as context:
+            registry = await context.get_model_registry_v2(cogment.Endpoint(url))
+            await registry.publish_model(name, b"0123456789")
+            target = into(tmp_path / "file")
+            with pytest.raises(error, match=says):
+                await registry.download_model(name, target)
+            if isinstance(target, io.IOBase):
+                target.close()
+
+    run(main)
+
+
+def test_what_is_meant_as_an_endpoint_or_a_cache(run: Run, tmp_path: Path) -> None:
+    class Other:
+        url = "grpc://127.0.0.1:1"
+
+    async def main() -> None:
+        async with cogment.Context("test") as context:
+            for endpoint, says in (("grpc://me:secret@host:1", r"Endpoint\('grpc://...@host:1'\)"), (Other(), "Other")):
+                with pytest.raises(TypeError, match=says):
+                    await context.get_model_registry_v2(endpoint)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match=says):
+                    cogment.Context("test", directory_endpoint=endpoint)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="Cache"):
+                await context.get_model_registry_v2(cogment.Endpoint(Other.url), cache=tmp_path)  # type: ignore[arg-type]
+
+    run(main)
 
 
 # What the registry doesn't take
