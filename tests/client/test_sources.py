@@ -250,7 +250,9 @@ def test_pointers_are_not_sent(refused: Any, model: Any) -> None:
     assert "make bytes of it" in refused(iter([model]), ValueError, size=8)
 
 
-@pytest.mark.parametrize("model", [Plain(), (Plain * 2)(), ctypes.c_bool(True), ctypes.c_wchar("ä"), array.array("d", [1])])
+@pytest.mark.parametrize(
+    "model", [Plain(), (Plain * 2)(), ctypes.c_bool(True), ctypes.c_wchar("ä"), array.array("d", [1])]
+)
 def test_structures_of_data_are_sent(store: Any, model: Any) -> None:
     assert store(model) == bytes(model)
 
