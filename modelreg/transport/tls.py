@@ -17,6 +17,9 @@ import trio
 
 ALPN = "h2"
 
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Suites for TLS 1.2: HTTP/2 prohibits those without ephemeral keys or without AEAD (RFC 9113, section 9.2.2, appendix A)."""
+
 # How long a client whose handshake failed has to take the alert, in seconds, and how often more is read of what it sends.
 ALERT_TIMEOUT = 1.0
 ALERT_READS = 8
@@ -53,6 +56,8 @@ def make_context(certificate: Path, key: Path, client_ca: Path | None = None) ->
     _check_pem("the TLS key", key, "PRIVATE KEY")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # RFC 9113, section 9.2.1
     context.set_alpn_protocols([ALPN])
     try:
         context.load_cert_chain(certificate, key, password=_no_password)

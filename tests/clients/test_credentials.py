@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,10 @@ import grpc
 import pytest
 import trustme
 
+import modelreg.client
 from modelreg.api import common_pb2, health_pb2
 from modelreg.api import model_registry_pb2 as api
+from modelreg.transport import frames
 from modelreg.transport.tls import make_context
 from tests.clients.calls import CHANNEL_OPTIONS, Calls, Code, open_channel
 from tests.support import h2client
@@ -151,6 +153,33 @@ def refusal(server: ServerProgram, authority: Authority, client: trustme.LeafCer
 def test_tls_is_1_2_or_newer(authority: Authority) -> None:
     certificate, key = (Path(option.partition("=")[2]) for option in authority.server_options())
     assert make_context(certificate, key).minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_no_suite_is_offered_that_http2_prohibits(authority: Authority) -> None:
+    """RFC 9113, appendix A."""
+    certificate, key = (Path(option.partition("=")[2]) for option in authority.server_options())
+    for context in (make_context(certificate, key), modelreg.client.Endpoint("grpc://a:1", tls=True).tls_context()):
+        assert context is not None
+        suites = context.get_ciphers()
+        assert {suite["protocol"] for suite in suites} == {"TLSv1.2", "TLSv1.3"}
+        assert all(suite["aead"] and suite["kea"] in ("kx-ecdhe", "kx-any") for suite in suites)  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("suite", ["ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-SHA256"])
+def test_suites_that_http2_prohibits_are_not_served(
+    start_server: StartServer, authority: Authority, suite: str
+) -> None:
+    server = start_server(*authority.server_options())
+    for suites, refused in ((suite, True), (f"{suite}:ECDHE+AESGCM", False)):
+        context = ssl.create_default_context(cafile=str(authority.ca_file))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(suites)
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as plain:
+            with pytest.raises(ssl.SSLError) if refused else nullcontext():
+                with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+                    assert secure.cipher()[0].startswith("ECDHE-")  # type: ignore[index]
+                    assert secure.recv(9)[3] == frames.SETTINGS
 
 
 def test_whoever_fails_the_handshake_is_told_why_and_so_is_the_log(
