@@ -313,6 +313,15 @@ async def test_a_call_without_a_token_is_refused_before_its_message(guarded: Ser
             assert (await client.finished(stream)).status == Code.UNAUTHENTICATED.value[0]
 
 
+async def test_who_calls_is_asked_before_what(guarded: ServerProgram) -> None:
+    async with h2client.connected(guarded.port) as client:
+        for path in ("/cogmentAPI.ModelRegistrySP/Nothing", "/no.Service/Method", "/a/" + "b" * 4000):
+            assert (await client.call(path, b"")).status == Code.UNAUTHENTICATED.value[0]
+            reply = await client.call(path, b"", [(b"authentication-token", READER.encode())])
+            assert reply.status == Code.UNIMPLEMENTED.value[0]
+            assert len(reply.text or "") < 200
+
+
 def test_health_is_open_to_all_and_reflection_is_not(guarded: ServerProgram) -> None:
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
+from modelreg.transport import Request
 from tests.clients.calls import body, header, model_info
 from tests.faults.abuse import back_at, begin, call, create, encoded, publish, settled, watch
 from tests.faults.crash import Launcher, Server
@@ -152,6 +153,21 @@ async def test_a_bug_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixtu
     (record,) = caplog.records
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ValueError)
+
+
+async def test_an_admission_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as serve, connected(serve.port) as client:
+
+        def broken(request: Request) -> None:
+            raise ValueError("a secret")
+
+        serve.server._shared.admit = broken
+        reply = await client.call(path("Echo"), value(b"x"))
+        assert (reply.status, reply.text) == (13, "internal error")
+        serve.server._shared.admit = None
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0
+    (record,) = caplog.records
+    assert record.exc_info is not None
 
 
 async def test_a_decoder_that_cannot_be_made(caplog: pytest.LogCaptureFixture) -> None:

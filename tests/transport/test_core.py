@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+import hpack
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -15,10 +16,10 @@ from modelreg.transport.buffers import Allowance, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ConnectionFault, ErrorCode
 from modelreg.transport.frames import PREFACE, frame_header, rst_stream, window_update
-from modelreg.transport.outbound import FileSpan
+from modelreg.transport.outbound import FileSpan, Outbound
 from modelreg.transport.reply_memory import ReplyMemory
 from modelreg.transport.streams import Stream
-from tests.support.h2client import block, data, headers, message, request_fields, settings
+from tests.support.h2client import block, data, headers, literal, message, request_fields, settings
 
 OPEN = headers(1, block(request_fields("/a/b")))
 
@@ -556,6 +557,113 @@ def test_buffers_come_back() -> None:
 # ---- row 30 ---------------------------------------------------------------------------------------------------------
 
 STREAM_IDS = st.sampled_from([0, 1, 2, 3, 5, 7])
+# ---- what costs more than it looks like ---------------------------------------------------------------------------------
+
+
+def with_note(stream_id: int, size: int) -> bytes:
+    """A call with so many bytes of metadata."""
+    return headers(stream_id, block(request_fields("/a/b", [(b"note", b"x" * size)])))
+
+
+def statuses(core: Core) -> list[int]:
+    """The statuses of the replies that are sent now."""
+    decoder = hpack.Decoder()
+    blocks = [dict(decoder.decode(body)) for kind, *_, body in written(core) if kind == frames.HEADERS]
+    return [int(fields["grpc-status"]) for fields in blocks if "grpc-status" in fields]
+
+
+def test_large_headers_are_borrowed_from_a_pool_of_the_server() -> None:
+    limits = Limits()
+    pool = Allowance(10_000)
+    core = Core(limits, Allowance(0), pool, ReplyMemory(limits), "")
+    small, large = feed(core, PREFACE + settings({}), with_note(1, 1000), with_note(3, 9000))
+    assert 1000 < pool.left < 4000
+    assert not feed(core, with_note(5, 9000))
+    assert statuses(core) == [8]
+    core.finish(large, 0, "")
+    assert pool.left == 10_000
+    feed(core, with_note(7, 9000))
+    core.close()
+    assert pool.left == 10_000
+    assert small.closed
+
+
+def test_a_header_block_that_arrives_is_borrowed_from_the_pool() -> None:
+    limits = Limits(max_header_bytes=1024)
+    pool = Allowance(10_000)
+    core = Core(limits, Allowance(0), pool, ReplyMemory(limits), "")
+    other = Core(limits, Allowance(0), pool, ReplyMemory(limits), "")
+    for one in (core, other):
+        feed(one, PREFACE + settings({}))
+    large = headers(1, bytes(9000), end_headers=False)
+    feed(core, large[:100])  # what its header announces counts
+    assert pool.left == 10_000 - 9000 + 1024
+    with pytest.raises(ConnectionFault) as caught:
+        feed(other, large)
+    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+    core.close()
+    other.close()
+    assert pool.left == 10_000
+    third = Core(limits, Allowance(0), pool, ReplyMemory(limits), "")
+    assert not feed(third, PREFACE + settings({}), with_note(1, 9000))
+    assert statuses(third) == [8]
+    assert pool.left == 10_000
+
+
+def test_nothing_is_taken_in_before_a_large_header_block_is_decoded() -> None:
+    core = make()
+    data_ = memoryview(headers(1, block([(b"x", b"y" * 10)]) * 2000) + OPEN[:4] + b"\x04\0\0\0\x03" + OPEN[9:])
+    taken = core.receive(data_, None, 0.0)
+    assert core.unfinished
+    while core.unfinished:
+        assert not core.take_opened()
+        assert core.receive(data_[taken:], None, 0.0) == 0
+    assert not core.take_opened()  # the large one is refused, and the other one hasn't been looked at
+    core.receive(data_[taken:], None, 0.0)
+    assert [stream.id for stream in core.take_opened()] == [3]
+
+
+def test_what_headers_are_once_decoded_counts_for_the_turn() -> None:
+    core = make()
+    entry = b"\x40" + literal(b"note", b"x" * 3000)[1:]
+    feed(core, headers(1, block(request_fields("/a/b")) + entry))
+    calls = [headers(number, block(request_fields("/a/b", [(b"n", b"%d" % number)])) + b"\xbe") for number in (3, 5)]
+    assert core.receive(memoryview(b"".join(calls)), None, 0.0) == len(calls[0])
+
+
+def test_settings_change_the_windows_of_streams_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make()
+    streams = feed(core, *(headers(number, block(request_fields("/a/b"))) for number in range(1, 200, 2)))
+    resumed = []
+    monkeypatch.setattr(Outbound, "resume", lambda _, stream: resumed.append(stream))
+    sent = [settings({4: size}) for size in range(1, 20)] + [headers(201, OPEN[9:]), settings({4: 1000})]
+    (late,) = feed(core, *sent)
+    assert len(resumed) == 101
+    assert {stream.handle.outbound_flow_control_window for stream in [*streams, late]} == {1000}
+
+
+def test_streams_that_the_peer_has_reset_count() -> None:
+    core = make()
+    opened = b"".join(headers(number, block(request_fields("/a/b"))) for number in range(1, 4000, 2))
+    feed(core, opened)
+    with pytest.raises(ConnectionFault) as caught:
+        for number in range(1, 4000, 2):
+            feed(core, window_update(number, 0))
+    assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_a_client_whose_calls_end_may_break_off_as_many() -> None:
+    """Thousands of uploads that are refused, each of which has its end under way, and as many watches that are cancelled."""
+    core = make()
+    for number in range(1, 20_000, 4):
+        refused, _ = feed(
+            core, headers(number, block(request_fields("/a/b"))), headers(number + 2, block(request_fields("/a/b")))
+        )
+        core.finish(refused, 16, "no")
+        feed(core, data(number, b"", end_stream=True), rst_stream(number + 2, ErrorCode.CANCEL))
+    assert not core.streams
+
+
 ANY_FRAME = st.one_of(
     st.builds(
         data, STREAM_IDS, st.binary(max_size=50), end_stream=st.booleans(), padding=st.none() | st.integers(0, 20)
