@@ -6,7 +6,8 @@ of that, so that all of them together fit::
     the program itself   some 70 MB       cache             1/4
     uploads              1/8              replies           1/16, as much again for the shares of connections
     messages             1/32             stream windows    1/32, and `stream_window` for each upload
-    header fields        1/64              user data of uploads   1/64
+    header fields        1/64             receive buffers   1/32
+    user data of uploads 1/64
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Shares:
     user_data: int
     """The user data of uploads to the archive, while they are under way."""
 
+    received: int
+    """Receive buffers that data which waits may keep."""
+
     windows: int
     """What clients may send beyond `stream_window`, on all streams together."""
 
@@ -63,6 +67,7 @@ class Shares:
             headers=max(MIB, min(32 * MIB, memory // 64)),
             messages=max(4 * MIB, min(64 * MIB, memory // 32)),
             user_data=max(2 * MIB, min(64 * MIB, memory // 64)),
+            received=min(64 * MIB, memory // 32),
             windows=min(64 * MIB, memory // 32),
             stream_window=max(64 * KIB, min(MIB, memory // 4096)),
         )

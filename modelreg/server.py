@@ -294,6 +294,7 @@ def _limits(settings: Settings, logger: Logger) -> Limits:
         reply_pool=shares.replies,
         header_pool=shares.headers,
         message_pool=shares.messages,
+        receive_pool=shares.received,
         window_pool=shares.windows,
         stream_window=shares.stream_window,
         max_header_bytes=settings.max_header_bytes,

@@ -67,6 +67,7 @@ def test_all_shares_together_fit(memory: int) -> None:
         + shares.headers
         + shares.messages
         + shares.user_data
+        + shares.received
         + shares.windows
         + UPLOADS * shares.stream_window
     )

@@ -3,7 +3,8 @@
 The reader receives into a `Buffer`, all but what it receives where it goes (`intake`); DATA payloads are slices of it.
 Whoever holds slices of a buffer holds a reference (`refs`), and the last one to let go returns the memory to the pool. A
 payload that is small against its buffer is copied instead (`streams.Stream.deposit`), so that a few bytes never pin a whole
-buffer.
+buffer. When many buffers are lent out (`crowded`), every payload that has to wait is copied: it then takes what it has in
+bytes, and its buffer comes back. A thousand uploads that wait for memory would pin 512 MiB.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ class Buffer:
         self.refs = 1
         self._pool = pool
 
+    @property
+    def crowded(self) -> bool:
+        """Whether payloads should be copied rather than keep their buffers."""
+        return self._pool.crowded
+
     def release(self) -> None:
         """Give up one reference."""
         self.refs -= 1
@@ -30,15 +36,29 @@ class Buffer:
 
 
 class BufferPool:
-    """Buffers of one size, shared by all connections of a server; keeps at most `keep` of them while they are unused."""
+    """Buffers of one size, shared by all connections of a server.
 
-    def __init__(self, size: int = 512 * 1024, keep: int = 16) -> None:
+    Arguments:
+        size: of a buffer.
+        keep: how many are kept while they are unused.
+        plenty: bytes of buffers that may be lent out before it's crowded.
+    """
+
+    def __init__(self, size: int = 512 * 1024, keep: int = 16, plenty: int = 64 << 20) -> None:
         self.size = size
+        self._plenty = max(1, plenty // size)
         self._keep = keep
+        self._lent = 0
         self._free: list[Buffer] = []
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more buffers are lent out than should be."""
+        return self._lent > self._plenty
 
     def take(self) -> Buffer:
         """A buffer with one reference, the caller's."""
+        self._lent += 1
         if self._free:
             buffer = self._free.pop()
             buffer.refs = 1
@@ -47,6 +67,7 @@ class BufferPool:
 
     def put(self, buffer: Buffer) -> None:
         """Called by `Buffer.release` when nobody uses it any more."""
+        self._lent -= 1
         if len(self._free) < self._keep:
             self._free.append(buffer)
 

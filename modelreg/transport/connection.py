@@ -82,7 +82,7 @@ class Shared:
         self.limits = limits
         self.logger = logger
         self.failed = failed
-        self.buffers = BufferPool()
+        self.buffers = BufferPool(plenty=limits.receive_pool)
         self.windows = Allowance(limits.window_pool)
         self.headers = Allowance(limits.header_pool)
         self.messages = Allowance(max(limits.message_pool, limits.max_message_bytes))

@@ -175,11 +175,11 @@ class Requests(LandsData):
         """Let data among the payload land, and have the handler see the rest. False where it has to wait in the inbox."""
         if self._destination is None or not self._all_taken:
             return False
-        small = len(payload) < SMALL_PAYLOAD
+        copied = len(payload) < SMALL_PAYLOAD or (buffer is not None and buffer.crowded)
         self._pass(
-            self._messages.decode(memoryview(bytes(payload)) if small else payload),
+            self._messages.decode(memoryview(bytes(payload)) if copied else payload),
             len(payload),
-            None if small else buffer,
+            None if copied else buffer,
         )
         return True
 

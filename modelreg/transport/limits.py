@@ -75,6 +75,9 @@ class Limits:
     max_stream_window: int = attrs.field(default=8 * MIB, validator=attrs.validators.gt(0))
     """What the window of a stream with a `MessageDecoder` that keeps up may grow to."""
 
+    receive_pool: int = attrs.field(default=64 * MIB, validator=attrs.validators.gt(0))
+    """Receive buffers that data which waits may keep. Beyond it, such data is copied."""
+
     window_pool: int = attrs.field(default=64 * MIB, validator=attrs.validators.gt(0))
     """What all streams of the server together may have beyond `stream_window`."""
 

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 from modelreg.transport.buffers import Allowance, BufferPool
+from modelreg.transport.requests import NO_REQUEST
+from modelreg.transport.streams import Stream
+
+
+class Handle:
+    outbound_flow_control_window = 65535
 
 
 def test_a_buffer_comes_back_with_its_last_reference() -> None:
@@ -28,3 +34,14 @@ def test_bytes_are_lent_as_long_as_there_are_any() -> None:
     assert [pool.take(60), pool.take(60), pool.take(60)] == [60, 40, 0]
     pool.give(50)
     assert pool.take(60) == 50
+
+
+def test_payloads_that_wait_are_copied_when_many_buffers_are_lent_out() -> None:
+    pool = BufferPool(size=16384, plenty=2 * 16384)
+    streams = [Stream(number, Handle(), NO_REQUEST, 65535) for number in range(5)]
+    for stream in streams:
+        buffer = pool.take()
+        stream.deposit(buffer.view[:8192], buffer)
+        buffer.release()
+    assert [type(stream.inbox[0][0]) for stream in streams] == [memoryview, memoryview, bytearray, bytearray, bytearray]
+    assert not pool.crowded
