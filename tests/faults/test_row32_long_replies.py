@@ -26,7 +26,7 @@ BESIDE = 32 * MIB
 
 @pytest.fixture
 def server(launcher: Launcher, memory_path: Path) -> Server:
-    server = launcher.start(memory_path / "archive")
+    server = launcher.start(memory_path / "archive", f"--max_user_data_bytes={2 * MIB}")
     with server.calls() as calls:
         calls.CreateOrUpdateModel(model_info("m", **LARGE))
         calls.create("small")
