@@ -1,4 +1,4 @@
-"""Row 33: everything at once in a container of 256 MiB, with the defaults: the kernel has no reason to kill the server."""
+"""Row 34: everything at once in a container of 256 MiB, with the defaults: the kernel has no reason to kill the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 32: lists that are long, asked for a thousand times at once, or never read: isolated, and memory is bounded."""
+"""Row 33: lists that are long, asked for a thousand times at once, or never read: isolated, and memory is bounded."""
 
 from __future__ import annotations
 
