@@ -1,4 +1,8 @@
-"""Retrieving a version's data: into a target, verified, or out of the cache."""
+"""Retrieving a version's data into a target, verified.
+
+An attempt after the first names what there is already (metadata `modelreg-offset`). A registry that heeds it sends a chunk
+without data first, and then the rest. Others send everything again, and the client passes over what it has.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from modelreg.client.targets import Target
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.messages import DataChunks
 from modelreg.client.upload import Progress
+
+OFFSET = "modelreg-offset"
 
 
 @attrs.define
@@ -40,12 +46,12 @@ class Download:
 
     async def _attempt(self) -> None:
         info, target = self.info, self.target
-        known = target.received  # from attempts before this one
+        offset = known = target.received  # from attempts before this one
         call: Call | None = None
 
         def write(data: memoryview) -> None:
             nonlocal known
-            if known:
+            if known and not chunks.seen_empty:
                 skipped = min(known, len(data))
                 known -= skipped
                 data = data[skipped:]
@@ -61,7 +67,10 @@ class Download:
             call.consumed(len(data) - kept)
 
         request = api.RetrieveVersionDataRequest(model_id=info.model_name, version_number=info.iteration)
-        call = await self.rpc.channel.call(SERVICE + "RetrieveVersionData", timeout=self.timeout, sink=take)
+        metadata = [(OFFSET, str(offset))] if offset else []
+        call = await self.rpc.channel.call(
+            SERVICE + "RetrieveVersionData", timeout=self.timeout, metadata=metadata, sink=take
+        )
         with call:
             call.send_last(request.SerializeToString())
             while True:

@@ -24,6 +24,9 @@ CREATE_MODEL_KEY = "modelreg-create-model"
 # Metadata of a watch: how many seconds of silence end with an empty message, so that proxies don't take it for idle.
 WATCH_KEEPALIVE_KEY = "modelreg-watch-keepalive"
 
+# Metadata of a download: how many bytes its client has got already.
+OFFSET_KEY = "modelreg-offset"
+
 SHORTEST_SILENCE = 1.0
 """Seconds; watches that ask for less get this."""
 
@@ -139,15 +142,8 @@ def _creates_model(request: Request) -> bool:
 
 
 def _request_id(request: Request) -> str | None:
-    values = [str(value) for value in request.metadata(REQUEST_ID_KEY)]
-    if not values:
-        return None
-    if len(values) > 1 or not 1 <= len(values[0]) <= LONGEST_REQUEST_ID:
-        msg = (
-            f"metadata {REQUEST_ID_KEY} has to be one text of 1 to {LONGEST_REQUEST_ID} characters, a UUID for example"
-        )
-        raise InvalidArgument(msg)
-    return values[0]
+    form = f"one text of 1 to {LONGEST_REQUEST_ID} characters, a UUID for example"
+    return _text_of(request, REQUEST_ID_KEY, f".{{1,{LONGEST_REQUEST_ID}}}", form)
 
 
 def watch_silence(request: Request) -> float:
@@ -155,12 +151,27 @@ def watch_silence(request: Request) -> float:
 
     Other clients would take an empty message for a version. Raises InvalidArgument for what isn't a number of seconds.
     """
-    values = [str(value) for value in request.metadata(WATCH_KEEPALIVE_KEY)]
+    text = _text_of(request, WATCH_KEEPALIVE_KEY, r"\d{1,9}(\.\d{1,9})?", "one number of seconds, 20 for example")
+    return math.inf if text is None else max(SHORTEST_SILENCE, float(text))
+
+
+def download_offset(request: Request, size: int) -> int:
+    """The byte at which a download of *size* bytes begins. Raises InvalidArgument for what is none of these."""
+    text = _text_of(request, OFFSET_KEY, r"\d{1,19}", "one number of bytes")
+    offset = 0 if text is None else int(text)
+    if offset > size:
+        raise InvalidArgument(f"metadata {OFFSET_KEY} is {offset}, and the version has {size} bytes")
+    return offset
+
+
+def _text_of(request: Request, key: str, pattern: str, form: str) -> str | None:
+    """The value of a key, None where it's missing. Raises InvalidArgument when it's there twice or has another *form*."""
+    values = [str(value) for value in request.metadata(key)]
     if not values:
-        return math.inf
-    if len(values) > 1 or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", values[0], re.ASCII):
-        raise InvalidArgument(f"metadata {WATCH_KEEPALIVE_KEY} has to be one number of seconds, 20 for example")
-    return max(SHORTEST_SILENCE, float(values[0]))
+        return None
+    if len(values) > 1 or not re.fullmatch(pattern, values[0], re.ASCII | re.DOTALL):
+        raise InvalidArgument(f"metadata {key} has to be {form}")
+    return values[0]
 
 
 def _digest(data_hash: str) -> bytes | None:

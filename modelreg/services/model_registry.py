@@ -15,7 +15,15 @@ from modelreg.registry.registry import Registry
 from modelreg.services import lists
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
-from modelreg.services.messages import Update, Updates, field_one, one_version, upload_header, watch_silence
+from modelreg.services.messages import (
+    Update,
+    Updates,
+    download_offset,
+    field_one,
+    one_version,
+    upload_header,
+    watch_silence,
+)
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
 from modelreg.transport import FileMessage, LandsData, PiecewiseMessage, Request
@@ -112,12 +120,15 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         return lists.versions(self._registry, message)
 
     async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
-        self, message: api.RetrieveVersionDataRequest
+        self, message: api.RetrieveVersionDataRequest, request: Request
     ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
         async with self._registry.read(message.model_id, message.version_number) as reader:
             size = reader.version.size
-            # An empty version is one empty chunk.
-            for start in range(0, size or 1, self._max_data_chunk_bytes):
+            offset = download_offset(request, size)
+            # An empty version is one empty chunk, and so is the answer to an offset: it's heeded.
+            if offset or not size:
+                yield ReplyChunk()
+            for start in range(offset, size, self._max_data_chunk_bytes):
                 end = min(start + self._max_data_chunk_bytes, size)
                 if reader.data is not None:
                     yield ReplyChunk(data_chunk=bytes(memoryview(reader.data)[start:end]))

@@ -61,6 +61,8 @@ class Meddler(Relay):
         self.cuts: dict[str, Cut] = {}
         self.asked: list[str] = []
         """The methods that were called, in order."""
+        self.payload = 0
+        """Bytes of DATA that were passed on to clients."""
         super().__init__(server_port)
         self._locks: dict[socket.socket, threading.Lock] = {}
         self._cutting: dict[tuple[socket.socket, int], _Cutting] = {}
@@ -99,6 +101,8 @@ class Meddler(Relay):
         cutting = self._cutting.get((drain, stream))
         if cutting is not None and cutting.done:
             return
+        if header[3] == frames.DATA:
+            self.payload += len(payload if cutting is None else payload[: cutting.left])
         if cutting is None or (header[3] == frames.HEADERS and cutting.left):
             self._send(drain, header + payload)
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import socket
 import threading
@@ -100,7 +102,10 @@ def test_a_download_goes_on_where_it_was(run: Run, proxy: Meddler, url: str, nam
                 proxy.cut_off("RetrieveVersionData", end_of_stream, after=after)
                 assert await registry.retrieve_model(name, progress=lambda *now: done.append(now[0])) == data
                 assert done == sorted(done)
+                assert done[-1] == len(data)
+                assert proxy.payload < 1.1 * len(data)
                 done.clear()
+                proxy.payload = 0
             proxy.cut_off("RetrieveVersionData", reset(ErrorCode.INTERNAL_ERROR), after=1_000_000)
             await registry.download_model(name, tmp_path / "file")
             assert (tmp_path / "file").read_bytes() == data
@@ -108,10 +113,39 @@ def test_a_download_goes_on_where_it_was(run: Run, proxy: Meddler, url: str, nam
     run(main)
 
 
+class Old(ModelRegistrySPServicer):
+    """A registry that sends all of a version, wherever the client is."""
+
+    data = os.urandom(1000)
+
+    async def RetrieveVersionInfos(self, message: Any) -> Any:
+        digest = base64.b64encode(hashlib.sha256(self.data).digest()).decode()
+        info = api.ModelVersionInfo(model_id="m", version_number=1, data_size=len(self.data), data_hash=digest)
+        return api.RetrieveVersionInfosReply(version_infos=[info])
+
+    async def RetrieveVersionData(self, message: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        for start in range(0, len(self.data), 100):
+            yield api.RetrieveVersionDataReplyChunk(data_chunk=self.data[start : start + 100])
+
+
+@pytest.mark.parametrize("after", [3, 107, 500, 1060])
+def test_a_download_from_a_registry_that_starts_over(run: Run, after: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with registry_at(between.url) as registry:
+            between.cut_off("RetrieveVersionData", end_of_stream, after=after, times=2)
+            assert await registry.retrieve_model("m") == Old.data
+            between.cut_off("RetrieveVersionData", end_of_stream, after=after)
+            await registry.download_model("m", tmp_path / "file")
+            assert (tmp_path / "file").read_bytes() == Old.data
+
+    with serving(Old()) as running, meddling_with(running.port) as between:
+        run(main)
+
+
 def test_patience_begins_anew_with_what_a_download_has_got(run: Run, proxy: Meddler, url: str, name: str) -> None:
     """Each attempt gets a little further, and all of them take longer than patience lasts."""
     data = bytes(1_000_000)
-    places = list(range(900_000, 0, -100_000))
+    places = [100_000] * 9
 
     def cut_and_again(stream: int) -> bytes:
         if places:
@@ -129,15 +163,15 @@ def test_patience_begins_anew_with_what_a_download_has_got(run: Run, proxy: Medd
     assert proxy.asked.count("RetrieveVersionData") == 10
 
 
-def test_what_never_gets_further_is_given_up(run: Run, proxy: Meddler, url: str, name: str) -> None:
+def test_what_never_gets_further_is_given_up(run: Run) -> None:
     async def main() -> None:
-        async with registry_at(url) as other, registry_at(proxy.url, patience=0.2) as registry:
-            await other.publish_model(name, bytes(1000))
-            proxy.cut_off("RetrieveVersionData", end_of_stream, after=500, times=1000)
+        async with registry_at(between.url, patience=0.2) as registry:
+            between.cut_off("RetrieveVersionData", end_of_stream, after=500, times=1000)
             with pytest.raises(cogment.Unavailable, match="cut off"):
-                await registry.retrieve_model(name)
+                await registry.retrieve_model("m")
 
-    run(main)
+    with serving(Old()) as running, meddling_with(running.port) as between:
+        run(main)
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,61 @@ def test_request_id_that_is_none_too_long_or_not_one_is_refused(values: list[str
         upload_header(api.ModelVersionInfo(), with_metadata(*(("modelreg-request-id", value) for value in values)))
 
 
+# Downloads that go on
+
+
+async def download(servicer: ModelRegistryServicer, size: int, *offsets: str) -> list[bytes]:
+    """The chunks of a transient version of so many bytes, from an offset on."""
+    await servicer.CreateOrUpdateModel(
+        api.CreateOrUpdateModelRequest(model_info=api.ModelInfo(model_id="m")), NO_REQUEST
+    )
+
+    async def upload() -> AsyncIterator[api.CreateVersionRequestChunk]:
+        version = api.ModelVersionInfo(model_id="m", data_size=size)
+        yield api.CreateVersionRequestChunk(header=api.CreateVersionRequestChunk.Header(version_info=version))
+        yield api.CreateVersionRequestChunk(body=api.CreateVersionRequestChunk.Body(data_chunk=CONTENT[:size]))
+
+    await servicer.CreateVersion(upload(), NO_REQUEST)
+    request = with_metadata(*(("modelreg-offset", offset) for offset in offsets))
+    asked = api.RetrieveVersionDataRequest(model_id="m", version_number=-1)
+    chunks = []
+    async with aclosing(servicer.RetrieveVersionData(asked, request)) as replies:
+        async for reply in replies:
+            assert isinstance(reply, api.RetrieveVersionDataReplyChunk)
+            chunks.append(reply.data_chunk)
+    return chunks
+
+
+CONTENT = os.urandom(2500)
+
+
+@pytest.mark.parametrize(
+    ("size", "offset", "chunks"),
+    [
+        (500, None, [(0, 500)]),
+        (500, "0", [(0, 500)]),
+        (500, "1", [(0, 0), (1, 500)]),
+        (500, "499", [(0, 0), (499, 500)]),
+        (500, "500", [(0, 0)]),
+        (0, None, [(0, 0)]),
+        (0, "0", [(0, 0)]),
+        (999, "0000000000000000998", [(0, 0), (998, 999)]),
+    ],
+)
+async def test_download_from_an_offset(
+    servicer: ModelRegistryServicer, size: int, offset: str | None, chunks: list[tuple[int, int]]
+) -> None:
+    """A chunk without data says that the offset was heeded."""
+    found = await download(servicer, size, *([] if offset is None else [offset]))
+    assert found == [CONTENT[start:end] for start, end in chunks]
+
+
+@pytest.mark.parametrize("offsets", [["501"], ["-1"], ["x"], [""], ["1", "1"], ["9" * 20]])
+async def test_download_from_no_offset_is_refused(servicer: ModelRegistryServicer, offsets: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="modelreg-offset"):
+        await download(servicer, 500, *offsets)
+
+
 # Idle watches
 
 

@@ -96,10 +96,15 @@ class Whole(_Prefixes):
 
 
 class DataChunks(_Prefixes):
-    """Hands on the data of chunks, as views of what is fed."""
+    """Hands on the data of chunks, as views of what is fed.
+
+    Attributes:
+        seen_empty: whether a chunk without data has come.
+    """
 
     def __init__(self, write: Callable[[memoryview], None]) -> None:
         super().__init__()
+        self.seen_empty = False
         self._write = write
         self._data_left = 0  # of the chunk whose head has been read
         self._body = bytearray()  # a message that has to be collected, or the head of one
@@ -154,3 +159,5 @@ class DataChunks(_Prefixes):
             raise StreamFault(ErrorCode.INTERNAL_ERROR, "the server sent bytes that are no message") from None
         if data_chunk:
             self._write(memoryview(data_chunk))
+        else:
+            self.seen_empty = True
