@@ -314,6 +314,28 @@ def test_a_tracked_model_that_comes_too_late_is_fetched_again(
     run(main)
 
 
+@pytest.mark.parametrize("error", [cogment.Denied("no such token"), cogment.Refused("no such method")])
+def test_a_tracked_model_that_may_not_be_fetched_is_not_tracked_any_more(
+    run: Run, url: str, name: str, monkeypatch: pytest.MonkeyPatch, error: cogment.RegistryError
+) -> None:
+    async def main() -> None:
+        async with registry_at(url) as registry:
+            await registry.store_model(name, b"1")
+            latest = await registry.track_latest_model(name)
+            await latest.get()
+
+            async def refuse(name: str) -> Any:
+                raise error
+
+            monkeypatch.setattr(registry, "_retrieve_latest", refuse)
+            await registry.store_model(name, b"2")
+            for waits in (lambda: latest.wait_for_newer(1), latest.get):
+                with pytest.raises(type(error)):
+                    await waits()
+
+    run(main)
+
+
 def test_a_server_that_falls_silent_is_noticed(run: Run, relay: Relay, name: str) -> None:
     async def main() -> None:
         async with registry_at(relay.url, timing=Timing(keepalive=0.05, keepalive_timeout=0.2)) as registry:
