@@ -72,7 +72,7 @@ class Audit:
         if name is not None and self._quota.allows("refused a call", _host(request.peer)):
             self._logger.info(
                 "refused a call",
-                call=f"{request.service_name}/{request.method_name}",
+                call=f"{request.service_name}/{request.method_name}",  # "/" where the headers don't tell
                 status=name,
                 reason=shown(reason, LONGEST_REASON),
                 **self._caller(request),

@@ -106,6 +106,7 @@ class Connection:
         self._writable = Signal()
         self._drained = Signal()  # the writer has sent what congested the connection
         self.core.outbound.wake = self._writable.set
+        self.core.refused = shared.failed
         self._nursery: trio.Nursery | None = None
         self._turns = shared.turns
         self._share = Share()

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
+
 from . import frames, replies
 from ._h2 import Engine, StreamHandle
 from ._hpack import Block, HeaderList
@@ -84,6 +86,7 @@ class Core:
         self._windows = windows
         self._headers = headers
         self._peer = peer
+        self.refused: Callable[[Request, int, str], object] = lambda _request, _code, _message: None
         self._opened: list[tuple[Stream, Refusal | None]] = []
         self._gone: list[Stream] = []
         self._now = 0.0
@@ -155,6 +158,7 @@ class Core:
         opened = []
         for stream, refusal in self._opened:
             if refusal is not None:
+                self.refused(attrs.evolve(NO_REQUEST, peer=self._peer), refusal.code, refusal.message)
                 self.finish(stream, refusal.code, refusal.message, refusal.http_status)
             elif not stream.closed:
                 opened.append(stream)

@@ -96,6 +96,15 @@ def test_each_refusal_names_its_caller_and_the_reason(server: ServerProgram) -> 
     )
 
 
+def test_a_call_that_is_refused_by_its_headers_names_its_address(server: ServerProgram) -> None:
+    with open_channel(server.address) as channel, fails(Code.RESOURCE_EXHAUSTED):
+        many = [("a", str(number)) for number in range(500)]
+        Calls(channel).RetrieveModels(api.RetrieveModelsRequest(), metadata=many)
+    refused = line(server, "refused a call", call="/")
+    assert refused["status"] == "RESOURCE_EXHAUSTED"
+    assert "max_header_bytes" in refused["reason"]
+
+
 def test_an_answer_is_no_refusal(server: ServerProgram) -> None:
     with registry(server, WRITER, "asking") as models:
         with pytest.raises(NotFound):
