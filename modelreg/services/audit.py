@@ -16,6 +16,7 @@ from modelreg.log import LineQuota, Logger, shown
 from modelreg.registry.records import VersionInfo
 from modelreg.services.authentication import Tokens
 from modelreg.transport import Request
+from modelreg.transport.places import host_of
 
 # As clients of this project send it, percent-encoded where it isn't printable ASCII.
 USER_ID_KEY = "user-id"
@@ -69,7 +70,7 @@ class Audit:
     def refused(self, request: Request, code: int, reason: str) -> None:
         """Log that a call ended with this status, if the status says that the registry refused it."""
         name = REFUSALS.get(code)
-        if name is not None and self._quota.allows("refused a call", _host(request.peer)):
+        if name is not None and self._quota.allows("refused a call", host_of(request.peer)):
             self._logger.info(
                 "refused a call",
                 call=f"{request.service_name}/{request.method_name}",  # "/" where the headers don't tell
@@ -87,7 +88,3 @@ class Audit:
         if tokens is not None and (name := tokens.name_of(request)) is not None:
             caller["token"] = name
         return caller
-
-
-def _host(peer: str) -> str:
-    return peer.rpartition(":")[0]
