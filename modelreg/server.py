@@ -13,6 +13,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -27,7 +28,7 @@ from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
 from modelreg.registry.user_data import UserDataLimits
-from modelreg.services import HEALTH_CHECK_PATHS, Audit, Readiness, admission, build_services, streamed
+from modelreg.services import HEALTH_CHECK_PATHS, Audit, OpenFiles, Readiness, admission, build_services, streamed
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -146,6 +147,7 @@ async def serve(
             max_data_chunk_bytes=settings.max_data_chunk_bytes,
             tokens=credentials.tokens,
             audit=audit,
+            open_files=OpenFiles(_process_files()),
         )
         admit = admission(readiness, credentials.tokens)
         transport = Server(
@@ -270,14 +272,20 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _process_files() -> int:
+    """How many files this process may have open."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else files
+
+
 def _limits(settings: Settings, logger: Logger) -> Limits:
     """The transport's limits, as *settings* have them.
 
     Half of the files that may be open can be connections, so that those never keep a call from opening one.
     """
     connections = settings.max_connections
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files != resource.RLIM_INFINITY and files // 2 < connections:
+    files = _process_files()
+    if files // 2 < connections:
         connections = max(1, files // 2)
         if "max_connections" in settings.given:
             logger.warning(

@@ -14,12 +14,13 @@ from modelreg.services.authentication import Tokens
 from modelreg.services.health import HealthServicer, Readiness
 from modelreg.services.model_registry import ModelRegistryServicer
 from modelreg.services.names import HEALTH, REGISTRY
+from modelreg.services.open_files import OpenFiles
 from modelreg.services.reflection import reflection_servicers
 from modelreg.services.statuses import translated
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import MessageDecoder
 
-__all__ = ["HEALTH_CHECK_PATHS", "Audit", "Readiness", "Tokens", "admission", "build_services", "streamed"]
+__all__ = ["HEALTH_CHECK_PATHS", "Audit", "OpenFiles", "Readiness", "Tokens", "admission", "build_services", "streamed"]
 
 
 def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:
@@ -34,11 +35,12 @@ def build_services(
     max_data_chunk_bytes: int,
     audit: Audit,
     readiness: Readiness,
+    open_files: OpenFiles,
     tokens: Callable[[], Tokens | None] = lambda: None,
 ) -> list[Service]:
     """All that is served on one port. *tokens* are those that calls need at the moment, if they need any."""
     main = ModelRegistryServicer(
-        registry, max_data_chunk_bytes=max_data_chunk_bytes, tokens=tokens, audit=audit
+        registry, max_data_chunk_bytes=max_data_chunk_bytes, tokens=tokens, audit=audit, open_files=open_files
     ).service
     servicers = [HealthServicer(readiness, [REGISTRY], registry.is_damaged)]
     if reflection:

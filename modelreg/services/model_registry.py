@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import AsyncExitStack, aclosing, nullcontext
 
 from modelreg import __version__
 from modelreg.api import common_pb2
@@ -24,8 +24,10 @@ from modelreg.services.messages import (
     upload_header,
     watch_silence,
 )
+from modelreg.services.open_files import OpenFiles
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
+from modelreg.storage.writers import SMALL_BYTES
 from modelreg.transport import FileMessage, LandsData, PiecewiseMessage, Request
 
 # The release of the interface that this is.
@@ -54,6 +56,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         max_data_chunk_bytes: how much of a version's data goes into one message at most.
         tokens: the accepted tokens. Status that asks for no more than a health check needs none of them.
         audit: told of every change.
+        open_files: what uploads and large downloads have of the process's descriptors.
     """
 
     def __init__(
@@ -63,11 +66,13 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
         max_data_chunk_bytes: int,
         tokens: Callable[[], Tokens | None],
         audit: Audit,
+        open_files: OpenFiles,
     ) -> None:
         self._registry = registry
         self._tokens = tokens
         self._audit = audit
         self._updates = Updates()
+        self._open_files = open_files
         self._max_data_chunk_bytes = max_data_chunk_bytes
 
     async def CreateOrUpdateModel(  # type: ignore[override]  # purerpc passes the request on to whoever names it
@@ -100,7 +105,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             return one_version(known)
         uploading = self._registry.upload(announced)
         del header, announced  # their message takes memory, too, for as long as the upload lasts
-        async with uploading as upload:
+        async with self._open_files.one(request.peer), uploading as upload:
             with messages.landing_in(upload) if isinstance(messages, LandsData) else nullcontext():
                 async for item in messages:
                     if isinstance(item, memoryview):
@@ -122,7 +127,10 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.RetrieveVersionDataRequest, request: Request
     ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
-        async with self._registry.read(message.model_id, message.version_number) as reader:
+        async with AsyncExitStack() as stack:
+            if self._registry.version(message.model_id, message.version_number).size > SMALL_BYTES:
+                await stack.enter_async_context(self._open_files.one(request.peer))
+            reader = await stack.enter_async_context(self._registry.read(message.model_id, message.version_number))
             size = reader.version.size
             offset = download_offset(request, size)
             # An empty version is one empty chunk, and so is the answer to an offset: it's heeded.

@@ -11,6 +11,7 @@ from .intake import Destination, LandsData
 from .limits import Limits
 from .messages import DecodeError, MessageDecoder
 from .pieces import PiecewiseMessage
+from .places import host_of
 from .requests import Request
 from .server import Server, Statistics
 
@@ -25,4 +26,5 @@ __all__ = [
     "Request",
     "Server",
     "Statistics",
+    "host_of",
 ]

@@ -27,6 +27,7 @@ from modelreg.services import messages
 from modelreg.services.audit import Audit
 from modelreg.services.messages import Update, Updates, field_one, model_message, upload_header, version_message
 from modelreg.services.model_registry import ModelRegistryServicer
+from modelreg.services.open_files import OpenFiles
 from modelreg.services.status import overall_load
 from modelreg.storage.archive import open_archive
 from modelreg.transport.requests import NO_REQUEST, Request
@@ -42,7 +43,9 @@ async def servicer(tmp_path: Path) -> AsyncIterator[ModelRegistryServicer]:
         open_archive(tmp_path, silent_logger()) as archive,
         open_registry(archive, cache_max_items=10, cache_max_bytes=1000) as registry,
     ):
-        yield ModelRegistryServicer(registry, max_data_chunk_bytes=1000, tokens=lambda: None, audit=AUDIT)
+        yield ModelRegistryServicer(
+            registry, max_data_chunk_bytes=1000, tokens=lambda: None, audit=AUDIT, open_files=OpenFiles(100)
+        )
 
 
 # Status

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
 import trio.testing
@@ -10,8 +12,8 @@ from modelreg.transport import Limits, frames
 from modelreg.transport.faults import ErrorCode
 from tests.support import h2client
 from tests.support.h2client import H2Client
-from tests.transport.memory import begin, serving, value
-from tests.transport.service import path
+from tests.transport.memory import MemoryListener, begin, serving, value
+from tests.transport.service import State, make_server, path
 
 
 async def test_a_memory_stream_serves_as_well(autojump_clock: trio.testing.MockClock) -> None:
@@ -186,6 +188,31 @@ async def test_an_upload_that_the_server_holds_up_lives(autojump_clock: trio.tes
         serve.state.go_on.set()
         await client.send(h2client.data(stream_id, end_stream=True))
         assert (await client.finished(stream_id)).status == 0
+
+
+class Failing(MemoryListener):
+    """Fails to accept a few times, as where no descriptor is left."""
+
+    failures = 3
+
+    async def accept(self) -> trio.abc.Stream:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "too many open files")
+        return await super().accept()
+
+
+async def test_accepting_goes_on_after_it_failed(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Failing()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(make_server(State()).serve, [listener])
+        client = H2Client(await listener.connect())
+        await client.start()
+        assert (await client.call(path("Echo"), value(b"x"))).status == 0
+        nursery.cancel_scope.cancel()
+    assert [record.message for record in caplog.records] == ["accept failed, trying again until it works"]
 
 
 async def test_drain_with_nobody() -> None:
