@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import purerpc
@@ -11,7 +13,7 @@ import trio
 
 from modelreg.log import LineQuota, open_log
 from modelreg.registry.registry import open_registry
-from modelreg.services import Audit, Readiness, build_services
+from modelreg.services import Audit, OpenFiles, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Request
@@ -22,6 +24,14 @@ class Silent(Audit):
 
     def changed(self, request: Request, event: str, **fields: object) -> None:
         pass
+
+
+class Uncounted(OpenFiles):
+    """Bounds nothing, for the same reason."""
+
+    @asynccontextmanager
+    async def one(self, request: Request) -> AsyncIterator[None]:
+        yield
 
 
 async def main(directory: Path, chunk: int) -> None:
@@ -46,6 +56,7 @@ async def main(directory: Path, chunk: int) -> None:
                 reflection=False,
                 max_data_chunk_bytes=settings.max_data_chunk_bytes,
                 audit=Silent(logger, LineQuota(logger)),
+                open_files=Uncounted(0),
             )
             for service in services:
                 server.add_service(service)

@@ -105,7 +105,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
             return one_version(known)
         uploading = self._registry.upload(announced)
         del header, announced  # their message takes memory, too, for as long as the upload lasts
-        async with self._open_files.one(request.peer), uploading as upload:
+        async with self._open_files.one(request), uploading as upload:
             with messages.landing_in(upload) if isinstance(messages, LandsData) else nullcontext():
                 async for item in messages:
                     if isinstance(item, memoryview):
@@ -129,7 +129,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
         async with AsyncExitStack() as stack:
             if self._registry.version(message.model_id, message.version_number).size > SMALL_BYTES:
-                await stack.enter_async_context(self._open_files.one(request.peer))
+                await stack.enter_async_context(self._open_files.one(request))
             reader = await stack.enter_async_context(self._registry.read(message.model_id, message.version_number))
             size = reader.version.size
             offset = download_offset(request, size)

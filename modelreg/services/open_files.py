@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from modelreg.transport import host_of
+from modelreg.transport import Request, host_of
 
 # Of all open files of the process: half may be connections, and a quarter large transient versions (`transient.FILES_SHARE`).
 FILES_SHARE = 5
@@ -38,8 +38,9 @@ class OpenFiles:
         self._connections: WeakValueDictionary[str, trio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def one(self, peer: str) -> AsyncIterator[None]:
-        """One file, for a call of a peer; waits until it's to be had."""
+    async def one(self, request: Request) -> AsyncIterator[None]:
+        """One file, for a call; waits until it's to be had."""
+        peer = request.peer
         async with AsyncExitStack() as stack:
             # From the small to the large: who waits for its own holds up no others.
             for semaphore in (

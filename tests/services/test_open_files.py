@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
 from modelreg.services.open_files import OpenFiles
+from modelreg.transport.requests import NO_REQUEST
 
 A, A2, B = "10.0.0.1:1000", "10.0.0.1:2000", "10.0.0.2:1000"
 
@@ -28,7 +30,7 @@ class Calls:
         return self.running.count(peer)
 
     async def _call(self, peer: str) -> None:
-        async with self._files.one(peer):
+        async with self._files.one(attrs.evolve(NO_REQUEST, peer=peer)):
             self.running.append(peer)
             end = trio.Event()
             self._ends.setdefault(peer, []).append(end)
@@ -71,7 +73,7 @@ async def test_one_that_is_cancelled_while_it_waits_takes_nothing(calls: Calls) 
     await calls.begin(A, 2)
     with trio.move_on_after(0):
         await calls.begin(A, 0)
-        async with calls._files.one(A):
+        async with calls._files.one(attrs.evolve(NO_REQUEST, peer=A)):
             raise AssertionError
     await calls.end_one(A)
     assert await calls.begin(A, 1) == 2
