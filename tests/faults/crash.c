@@ -25,7 +25,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum action { COUNT, KILL, CUT_POWER, FAIL };
+enum action { COUNT, KILL, CUT_POWER, FAIL, HOLD };
 
 /* The same as Control in crash.py. */
 struct control {
@@ -114,6 +114,11 @@ static int before(const char *name)
     strncpy(control->seen, name, sizeof control->seen - 1);
     if (control->action == FAIL)
         return control->error;
+    if (control->action == HOLD) { /* until it's disarmed */
+        while (armed())
+            usleep(1000);
+        return 0;
+    }
     if (control->action == CUT_POWER) {
         /* FS_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: nothing that isn't on the disk by now gets there. */
         uint32_t flags = 2;

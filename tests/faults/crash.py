@@ -28,7 +28,7 @@ from tests.support.server import PATIENCE
 HERE = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 
-COUNT, KILL, CUT_POWER, FAIL = range(4)
+COUNT, KILL, CUT_POWER, FAIL, HOLD = range(5)
 
 
 class _Shared(ctypes.Structure):

@@ -13,7 +13,7 @@ import pytest
 
 from modelreg.storage.layout import Layout
 from tests.clients.calls import Calls
-from tests.faults.crash import Launcher
+from tests.faults.crash import COUNT, HOLD, Launcher
 from tests.faults.scenarios import LARGE, MEDIUM, SMALL, blobs, delete, publish, store
 
 ROUNDS = 60
@@ -65,6 +65,39 @@ def test_collecting_never_takes_what_is_stored(launcher: Launcher, memory_path: 
         calls.wait_until(lambda: not blobs(archive))
         assert not list(Layout(archive).tmp.iterdir())
         assert calls.status("stored_bytes", "damaged") == {"stored_bytes": "0", "damaged": "0"}
+
+
+@pytest.mark.parametrize("size", [500, 500_000], ids=["small", "medium"])
+def test_a_store_that_meets_a_collection(launcher: Launcher, memory_path: Path, size: int) -> None:
+    """Blobs are just being deleted when the same contents are stored again."""
+    archive = memory_path / "archive"
+    control = launcher.control
+    server = launcher.start(archive)
+    contents = [bytes([number]) * size for number in range(8)]
+    with server.calls() as calls, ThreadPoolExecutor(1 + len(contents)) as threads:
+        for model_id in ("counted", "m", "beside"):
+            calls.create(model_id)
+        for content in contents:
+            store(calls, content, "counted")
+        control.arm(archive, COUNT, only="unlink")
+        delete(calls, "counted")
+        unlinks = control.calls
+        calls.create("going")
+        for content in contents:
+            store(calls, content, "going")
+        control.arm(archive, HOLD, at=unlinks - len(contents) + 1, only="unlink")
+        try:
+            deletion = threads.submit(delete, calls, "going")
+            calls.wait_until(lambda: control.seen == "unlink")
+            stores = [threads.submit(store, calls, content) for content in contents]
+            store(calls, b"comes after them", "beside")
+        finally:
+            control.disarm()
+        deletion.result()
+        for content, stored in zip(contents, stores, strict=True):
+            (number,) = stored.result()
+            assert calls.data("m", number) == content
+        assert len(blobs(archive)) == len(contents) + 1
 
 
 def test_readers_of_a_model_that_comes_and_goes(launcher: Launcher, memory_path: Path) -> None:
