@@ -716,8 +716,8 @@ def test_completion_knows_commands_flags_and_models(
         ("modelreg pull --ou", "plain,--output"),
         (f"modelreg pull {name[:-1]}", f"plain,{name}"),
     ):
-        monkeypatch.setenv("COMP_WORDS", words)
-        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        monkeypatch.setenv("COMP_LINE", words)
+        monkeypatch.setenv("COMP_WORD", words.split()[-1])
         with pytest.raises(SystemExit):
             main([])
         assert expected in capfd.readouterr().out.splitlines()

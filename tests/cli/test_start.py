@@ -100,6 +100,7 @@ def test_nothing_comes_from_a_closed_standard_input(server: ServerProgram) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("args", [["models"], ["--help"], ["completion", "bash"]])
 def test_output_that_is_full_is_named(server: ServerProgram, args: list[str]) -> None:
+    redirected(server, "", "set", "something to show")
     ended = redirected(server, ">/dev/full", *args)
     assert ended.returncode == 29
     assert "No space left on device: make room there" in ended.stderr
