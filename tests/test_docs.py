@@ -27,6 +27,8 @@ import modelreg
 from modelreg.cli import command, outcome
 from modelreg.client import RegistryError
 from modelreg.errors import StartupError
+from modelreg.registry.numbers import BLOCK
+from modelreg.services.status import HIGHEST_LOAD
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
 from tests.support.server import ROOT, environment, server_program
@@ -151,6 +153,12 @@ def test_the_layout_is_drawn_as_in_the_code() -> None:
     drawing = re.search(r"::\n\n(.*?)\n\n(?=\S)", inspect.getdoc(layout) or "", re.DOTALL)
     assert drawing is not None
     assert textwrap.dedent(drawing.group(1)) + "\n" in blocks("")
+
+
+def test_the_figures_that_the_code_has() -> None:
+    text = " ".join(README.split())
+    assert f"a model that had transient versions skips up to {BLOCK} numbers" in text
+    assert f"in percent of the machine's cores, at most {HIGHEST_LOAD}" in text
 
 
 def test_two_commands_do_everything() -> None:
