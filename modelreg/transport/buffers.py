@@ -89,3 +89,33 @@ class Allowance:
     def give(self, amount: int) -> None:
         """Return what was borrowed."""
         self.left += amount
+
+
+class Account:
+    """What one connection has of an `Allowance`. Its first `free` bytes are not borrowed, so others can't take them."""
+
+    __slots__ = ("_allowance", "_borrowed", "_free", "_used")
+
+    def __init__(self, allowance: Allowance, free: int) -> None:
+        self._allowance = allowance
+        self._free = free
+        self._used = 0
+        self._borrowed = 0
+
+    def take(self, amount: int) -> bool:
+        """Borrow `amount` bytes, or nothing if there are fewer."""
+        more = max(0, self._used + amount - self._free - self._borrowed)
+        granted = self._allowance.take(more)
+        if granted < more:
+            self._allowance.give(granted)
+            return False
+        self._borrowed += more
+        self._used += amount
+        return True
+
+    def give(self, amount: int) -> None:
+        """Return what was borrowed."""
+        self._used -= amount
+        surplus = self._borrowed - max(0, self._used - self._free)
+        self._borrowed -= surplus
+        self._allowance.give(surplus)

@@ -24,7 +24,7 @@ from ._h2 import Engine, StreamHandle
 from ._hpack import Block, HeaderList
 from ._purerpc import StatusCode
 from .abuse import AbuseMeters
-from .buffers import Allowance, Buffer
+from .buffers import Account, Allowance, Buffer
 from .faults import ConnectionFault, ErrorCode, StreamFault
 from .files import FileMessage
 from .limits import MAX_BLOCK_BYTES, Limits
@@ -85,7 +85,7 @@ class Core:
         self.payload_received = 0
         self._limits = limits
         self._windows = windows
-        self._headers = headers
+        self._headers = Account(headers, limits.max_header_bytes)
         self._peer = peer
         self.refused: Callable[[Request, int, str], object] = lambda _request, _code, _message: None
         self._opened: list[tuple[Stream, Refusal | None]] = []
@@ -97,7 +97,7 @@ class Core:
         self._data_length = 0  # of its frame, padding included
         self._fragments: list[bytes] = []  # of the header block that arrives
         self._block_ends_stream = False
-        self._block_borrowed = 0  # bytes for it, from the server's pool
+        self._block_borrowed = 0  # bytes of it, from the server's pool
         self._block: tuple[int, bool, Block] | None = None  # that is being decoded: its stream, END_STREAM
         self._settings_changed = False
         self._meters = AbuseMeters()
@@ -249,12 +249,11 @@ class Core:
     def block_grows(self, size: int) -> None:
         if size > MAX_BLOCK_BYTES:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {MAX_BLOCK_BYTES} bytes")
-        more = size - self._limits.max_header_bytes - self._block_borrowed
-        if more > 0:
-            granted = self._headers.take(more)
-            self._block_borrowed += granted
-            if granted < more:
+        more = size - self._block_borrowed
+        if size > self._limits.max_header_bytes:
+            if not self._headers.take(more):
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many large header blocks arrive at once")
+            self._block_borrowed += more
 
     def _header_frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         if kind == frames.HEADERS:
@@ -357,12 +356,10 @@ class Core:
                 request = NO_REQUEST
                 if error.http_status != 200:  # no honest client sends many: no gRPC
                     self._count(frames.RST_STREAM)
-        borrowed = 0
-        if refusal is None and fields.size > FREE_HEADERS:
-            wanted = fields.size - FREE_HEADERS
-            borrowed = self._headers.take(wanted)
-            if borrowed < wanted:
-                refusal = Refusal(StatusCode.RESOURCE_EXHAUSTED, "too many calls with large headers: try again later")
+        borrowed = max(0, fields.size - FREE_HEADERS) if refusal is None else 0
+        if borrowed and not self._headers.take(borrowed):
+            borrowed = 0
+            refusal = Refusal(StatusCode.RESOURCE_EXHAUSTED, "too many calls with large headers: try again later")
         stream = Stream(stream_id, handle, request, self._limits.stream_window)
         stream.borrowed_headers = borrowed
         self.streams[stream_id] = stream

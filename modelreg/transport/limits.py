@@ -63,7 +63,7 @@ class Limits:
     """Bytes of header fields that all calls of the server may keep, and of large header blocks that arrive.
 
     A call that finds no room ends with RESOURCE_EXHAUSTED, a connection whose block finds none ends. A call's first
-    `core.FREE_HEADERS` bytes are not counted, nor are `max_header_bytes` of a block.
+    `core.FREE_HEADERS` bytes are not counted, nor are a connection's first `max_header_bytes`.
     """
 
     max_frame_bytes: int = attrs.field(default=MIB, validator=[attrs.validators.ge(2**14), attrs.validators.lt(2**24)])

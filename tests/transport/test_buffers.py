@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from modelreg.transport.buffers import Allowance, BufferPool
+from modelreg.transport.buffers import Account, Allowance, BufferPool
 from modelreg.transport.requests import NO_REQUEST
 from modelreg.transport.streams import Stream
 
@@ -34,6 +34,18 @@ def test_bytes_are_lent_as_long_as_there_are_any() -> None:
     assert [pool.take(60), pool.take(60), pool.take(60)] == [60, 40, 0]
     pool.give(50)
     assert pool.take(60) == 50
+
+
+def test_the_first_bytes_of_an_account_are_not_borrowed() -> None:
+    pool = Allowance(100)
+    one, other = Account(pool, 10), Account(pool, 10)
+    assert [one.take(5), one.take(20), one.take(90), other.take(95), other.take(11)] == [True, True, False, True, False]
+    assert pool.left == 0
+    one.give(20)
+    assert pool.left == 15
+    other.give(95)
+    one.give(5)
+    assert pool.left == 100
 
 
 def test_payloads_that_wait_are_copied_when_many_buffers_are_lent_out() -> None:
