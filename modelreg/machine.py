@@ -44,6 +44,9 @@ class Shares:
     messages: int
     """Request messages while they arrive."""
 
+    calls: int
+    """How many calls may run. Each takes some 11 KB, even one that has sent only its headers."""
+
     user_data: int
     """The user data of uploads to the archive, while they are under way."""
 
@@ -66,6 +69,7 @@ class Shares:
             replies=max(4 * MIB, min(128 * MIB, memory // 16)),
             headers=max(MIB, min(32 * MIB, memory // 64)),
             messages=max(4 * MIB, min(64 * MIB, memory // 32)),
+            calls=max(1024, min(65_536, memory // (64 << 10))),
             user_data=max(2 * MIB, min(64 * MIB, memory // 64)),
             received=min(64 * MIB, memory // 32),
             windows=min(64 * MIB, memory // 32),

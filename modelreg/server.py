@@ -297,6 +297,7 @@ def _limits(settings: Settings, logger: Logger) -> Limits:
     return Limits(
         max_connections=connections,
         max_concurrent_streams=settings.max_concurrent_streams,
+        max_calls=settings.max_calls,
         max_message_bytes=settings.max_message_bytes,
         max_reply_bytes=settings.max_reply_bytes,
         reply_pool=shares.replies,

@@ -370,6 +370,15 @@ class Settings:
         meaning="How many calls, watches among them, may run at once on one connection. Clients are told, and wait; "
         "more are refused.",
     )
+    max_calls: int = _option(
+        env="COGMENT_MODEL_REGISTRY_MAX_CALLS",
+        metavar="COUNT",
+        default=lambda: Shares.of(memory_bytes()).calls,
+        default_text="one for each 64 KiB of the memory, at most 65536",
+        convert=_number(2, _MAX_COUNT),
+        meaning="How many calls, watches among them, may run at once on all connections, and half as many from one address. "
+        "More are refused, but for health checks.",
+    )
     handshake_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
         metavar="SECONDS",

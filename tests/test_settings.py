@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = 
     "max_header_bytes": (("1024", 1024), ("65536", 1 << 16), ["0", "1023", str((256 << 10) + 1), "16K"]),
     "max_connections": (("1", 1), ("10000", 10_000), ["0", "many"]),
     "max_concurrent_streams": (("1", 1), ("100", 100), ["0", str(1 << 31), "many"]),
+    "max_calls": (("2", 2), ("100000", 100_000), ["1", "many"]),
     "handshake_timeout": (("1", 1), ("60", 60), ["0", "1.5", "10s"]),
     "idle_timeout": (("1", 1), ("86400", 86400), ["0", "1.5", "1h"]),
     "stall_timeout": (("1", 1), ("86400", 86400), ["0", "1.5", "1h"]),
@@ -81,6 +82,7 @@ VARIABLES = {
     "max_header_bytes": "COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",
     "max_connections": "COGMENT_MODEL_REGISTRY_MAX_CONNECTIONS",
     "max_concurrent_streams": "COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
+    "max_calls": "COGMENT_MODEL_REGISTRY_MAX_CALLS",
     "handshake_timeout": "COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
     "idle_timeout": "COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
     "stall_timeout": "COGMENT_MODEL_REGISTRY_STALL_TIMEOUT",
@@ -102,7 +104,7 @@ VARIABLES = {
 def test_the_transports_limits_are_options_with_the_same_defaults() -> None:
     limits = attrs.asdict(Limits())
     shared = limits.keys() & {option.name for option in OPTIONS}
-    assert len(shared) == 8
+    assert len(shared) == 9
     assert {name: getattr(Settings(), name) for name in shared} == {name: limits[name] for name in shared}
 
 

@@ -22,7 +22,7 @@ from .buffers import Allowance, Buffer, BufferPool
 from .calls import Call, Logger, end_with
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
-from .limits import PROGRESS, Limits
+from .limits import PROGRESS, CallQuota, Limits
 from .messages import MessageDecoder
 from .outbound import Plan
 from .places import Places, host_of
@@ -50,6 +50,9 @@ LINGER_BYTES = 256 * 1024
 
 DRAIN_PATIENCE = 1.0
 """Seconds a draining client has to answer the PING between the two GOAWAY frames."""
+
+HEALTH_CHECKS_BEYOND = 256
+"""Health checks that may run when there are as many other calls as may."""
 
 LEAVING_PATIENCE = 4.0
 """Seconds that a connection has to close when another one needs its place."""
@@ -90,6 +93,7 @@ class Shared:
         self.prefetches = trio.CapacityLimiter(4)
         self.turns = Turns()
         self.places: Places[Connection] = Places(limits.max_connections)
+        self.quota = CallQuota(limits.max_calls)
         self.calls_total = 0
 
 
@@ -253,6 +257,13 @@ class Connection:
             if method is None:
                 core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {_shown(path[1:])}")
                 continue
+            if not shared.quota.take(self.host, HEALTH_CHECKS_BEYOND if path in shared.health_checks else 0):
+                reason = (
+                    f"as many calls run as may ({shared.limits.max_calls}, half of them from one address, --max_calls): "
+                    "try again later"
+                )
+                core.finish(stream, StatusCode.RESOURCE_EXHAUSTED.value, reason)
+                continue
             decoder = shared.streamed.get(path)
             limit = shared.limits.max_message_bytes
             call = Call(
@@ -291,6 +302,7 @@ class Connection:
             self._cancel()
         finally:
             del self.calls[call.stream.id]
+            self._shared.quota.give(self.host)
             if not self.calls:
                 self._busy = trio.current_time()
                 self._shared.places.idle(self)

@@ -7,6 +7,8 @@ DATA has to send a lot of WINDOW_UPDATE).
 
 from __future__ import annotations
 
+from collections import Counter
+
 import attrs
 
 KIB = 1024
@@ -32,6 +34,12 @@ class Limits:
 
     max_concurrent_streams: int = attrs.field(default=4096, validator=attrs.validators.gt(0))
     """Running handlers of one connection; further streams get REFUSED_STREAM. A watch is a running handler."""
+
+    max_calls: int = attrs.field(default=65_536, validator=attrs.validators.gt(1))
+    """Running handlers of the server, and half as many for one address. A call beyond that ends with RESOURCE_EXHAUSTED.
+
+    A call takes some 11 KB, even one that has sent only its headers.
+    """
 
     max_message_bytes: int = attrs.field(default=4 * MIB, validator=attrs.validators.gt(0))
     """One message, after decompression.
@@ -99,6 +107,32 @@ class Limits:
     stall_timeout: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
     """A call that moves less than `PROGRESS` bytes in so long ends, where the client is to blame: the handler waits for its request,
     or a reply for its window. Five minutes are enough for a trainer that computes between two chunks."""
+
+
+class CallQuota:
+    """Counts the calls that run, of all clients and of each address (`places.host_of`)."""
+
+    __slots__ = ("_hosts", "_limit", "_total")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+        self._hosts: Counter[str] = Counter()
+
+    def take(self, host: str, beyond: int = 0) -> bool:
+        """Count one more; False when it is one too many. `beyond` is for calls that find room where others don't."""
+        if self._total >= self._limit + beyond or self._hosts[host] >= self._limit // 2 + beyond:
+            return False
+        self._total += 1
+        self._hosts[host] += 1
+        return True
+
+    def give(self, host: str) -> None:
+        """One has ended."""
+        self._total -= 1
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
 
 
 class Meter:

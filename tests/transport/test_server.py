@@ -272,6 +272,26 @@ async def test_streams_over_the_limit_are_refused() -> None:
             assert (await client.finished(stream_id)).status == 0
 
 
+async def test_calls_over_the_limit_of_the_server_are_refused_but_for_health_checks() -> None:
+    """Also those that have sent only their headers."""
+    health = path("Echo")
+    async with serving(Limits(max_calls=4)) as serve:
+        serve.server._shared.health_checks = {health}
+        async with connected(serve.port) as one, connected(serve.port) as two:
+            first = await one.open(path("Sum"))
+            await two.open(path("Wait"))
+            while serve.server.statistics().streams < 2:
+                await trio.testing.wait_all_tasks_blocked()
+            for client in (one, two):
+                reply = await client.call(path("Count"), value(b"1 1"))
+                assert reply.status == 8
+                assert "max_calls" in dict(reply.fields)["grpc-message"]
+                assert (await client.call(health, value(b"x"))).status == 0
+            await one.send(h2client.data(first, end_stream=True))
+            assert (await one.finished(first)).status == 0
+            assert (await two.call(path("Count"), value(b"1 1"))).status == 0
+
+
 async def test_a_client_that_leaves_gets_its_replies() -> None:
     async with serving() as serve, connected(serve.port) as client:
         stream_id = await client.open(path("Wait"))
