@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
+from functools import lru_cache
 
 import attrs
 
@@ -47,6 +48,7 @@ def version_message(version: VersionInfo) -> api.ModelVersionInfo:
     )
 
 
+@lru_cache(1000)
 def field_one(size: int) -> bytes:
     """What comes before *size* bytes to make them field 1 of a message: the tag and the length."""
     length = bytearray()

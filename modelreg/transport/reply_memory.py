@@ -32,6 +32,9 @@ REPLY_BACKLOG = 16 * 1024 * 1024
 STEP_SECONDS = 0.0005
 """How long a task goes on making a reply before others have their turn. A list of 100,000 versions takes 0.3 s altogether."""
 
+LOOK_BYTES = 2048
+"""So often it looks at the clock: some 15 versions, in 40 us."""
+
 CHUNK_BYTES = 64 * 1024
 """Pieces are joined to chunks of this size, which are sent and freed one by one."""
 
@@ -124,6 +127,7 @@ class _Making:
     def step(self) -> None:
         """Go on for `STEP_SECONDS`. Raises RESOURCE_EXHAUSTED where the message is larger than a reply may be."""
         until = time.perf_counter() + STEP_SECONDS
+        look = self.size + LOOK_BYTES
         chunk = self.chunks[-1]
         for piece in self._pieces:
             self.size += len(piece)
@@ -136,8 +140,10 @@ class _Making:
                 chunk = bytearray()
                 self.chunks.append(chunk)
             chunk += piece
-            if time.perf_counter() >= until:
-                return
+            if self.size >= look:
+                if time.perf_counter() >= until:
+                    return
+                look = self.size + LOOK_BYTES
         self.done = True
 
 

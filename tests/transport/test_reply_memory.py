@@ -13,7 +13,7 @@ from modelreg.transport import Limits, PiecewiseMessage, connection, frames, rep
 from modelreg.transport.frames import window_update
 from modelreg.transport.reply_memory import Gate, ReplyMemory
 from modelreg.transport.signals import Signal
-from tests.faults.abuse import LARGEST_WINDOW
+from tests.faults.abuse import LARGEST_WINDOW, until
 from tests.support.h2client import H2Client, block, connected, data, headers, message, request_fields
 from tests.transport.memory import value
 from tests.transport.service import Serving, path, serving
@@ -122,7 +122,7 @@ async def test_replies_that_are_not_read_make_room_for_those_that_wait(monkeypat
     limits = Limits(max_reply_bytes=MIB, reply_pool=MIB)
     async with serving(limits) as serve, connected(serve.port, NO_WINDOW) as deaf, connected(serve.port) as other:
         held = await ask(deaf, 1, MIB)
-        await quiet()
+        await until(lambda: memory(serve).used >= MIB)
         reply = await other.finished(await ask(other, 1, MIB))
         assert (reply.status, len(reply.messages[0])) == (0, MIB)
         reply = await deaf.finished(held)
@@ -152,6 +152,8 @@ async def test_a_call_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) ->
         connected(serve.port, NO_WINDOW) as deaf,
     ):
         await ask(deaf, 1, MIB + 1)
+        await until(lambda: memory(serve).used > MIB)
+        await quiet()
         waiting = await ask(deaf, 1, MIB + 1)
         reply = await deaf.finished(waiting)
         assert reply.status == 8
@@ -183,7 +185,7 @@ async def test_others_have_their_turns_while_a_long_reply_is_made(monkeypatch: p
     def pieces() -> Iterator[bytes]:
         for number in range(1000):
             made.append(number)
-            yield b"x"
+            yield bytes(reply_memory.LOOK_BYTES)
 
     class Nothing:
         buffered = 0
@@ -199,8 +201,9 @@ async def test_others_have_their_turns_while_a_long_reply_is_made(monkeypatch: p
         nursery.start_soon(other)
         memory = ReplyMemory(Limits())
         chunks = await Gate(Nothing(), memory).make(PiecewiseMessage(pieces))
+        turns.append(len(made))
         nursery.cancel_scope.cancel()
-    assert b"".join(chunks) == b"x" * 1000
+    assert sum(map(len, chunks)) == 1000 * reply_memory.LOOK_BYTES
     assert max(later - sooner for sooner, later in itertools.pairwise(turns)) <= 25
     assert memory.used == 0
 
