@@ -216,6 +216,17 @@ def test_an_unusable_log_file_is_one_line_and_an_exit_code(base: Path, clock: Cl
     assert caught.value.exit_code == 7
 
 
+def test_a_name_that_is_too_long_with_its_date(tmp_path: Path, clock: Clock) -> None:
+    base = tmp_path / ("模" * 81)
+    with open_log(Settings(log_file=base), clock=clock) as logger:
+        logger.info("this one fits")
+    with (
+        pytest.raises(LogFileUnusable, match="File name too long"),
+        open_log(Settings(log_file=base.with_name("模" * 82)), clock=clock),
+    ):
+        pass
+
+
 def test_without_standard_output_there_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)  # as Python has it when descriptor 1 is closed
     with open_log(Settings()) as logger:

@@ -89,6 +89,10 @@ class Ending:
 
 _START_IT = "start it with 'modelreg serve', or say with --endpoint where it is"
 
+_IS_IT_A_REGISTRY = "see whether --endpoint is that of a model registry"
+_IS_IT_THE_DIRECTORY = (
+    "see COGMENT_DIRECTORY_ENDPOINT and COGMENT_DIRECTORY_AUTHENTICATION_TOKEN, and whether the registry has registered"
+)
 _IS_IT_TLS = "see whether it still runs, and give --tls or --root-certificates where it speaks TLS"
 
 # By the names of the client's errors (those that keep a server from starting have the numbers below), as importing them takes longer than most commands run.
@@ -98,11 +102,16 @@ CLIENT_ENDINGS = {
         "The model or version isn't there.",
         {"": "'modelreg models' and 'modelreg versions MODEL' list what there is"},
     ),
-    "Refused": Ending(21, "The registry says that what it was asked can't be right."),
+    "Refused": Ending(
+        21,
+        "The registry says that what it was asked can't be right.",
+        {"the directory at": _IS_IT_THE_DIRECTORY, "there is no method": _IS_IT_A_REGISTRY},
+    ),
     "Denied": Ending(
         22,
         "The registry wants a token or a certificate, or this one may not do it; or its own isn't trusted.",
         {
+            "the directory at": _IS_IT_THE_DIRECTORY,
             "isn't trusted": "give the certificate of its CA with --root-certificates",
             "certificate": "give yours with --certificate-chain and --private-key",
             "": "give a token that may do this with --token-file",
@@ -114,8 +123,10 @@ CLIENT_ENDINGS = {
         24,
         "Nobody answers at the endpoint.",
         {
-            "the directory at": "see COGMENT_DIRECTORY_ENDPOINT and COGMENT_DIRECTORY_AUTHENTICATION_TOKEN, and whether the registry has registered",
-            "no TLS": "leave out --tls and --root-certificates where it speaks none, or say with --endpoint where it is",
+            "the directory at": _IS_IT_THE_DIRECTORY,
+            "seems to speak none": "leave out --tls and --root-certificates, or say with --endpoint where it is",
+            "no TLS": "its log says more, with --log_level=debug",
+            "doesn't keep to HTTP/2": _IS_IT_A_REGISTRY,
             "no connection": _START_IT,
             "closed the connection": _IS_IT_TLS,
             "was lost": _IS_IT_TLS,
@@ -134,7 +145,7 @@ CLIENT_ENDINGS = {
     "Failed": Ending(
         28,
         "The registry has a fault.",
-        {"the answer": "see whether --endpoint is that of a model registry", "": "its log says more"},
+        {"the answer": _IS_IT_A_REGISTRY, "": "its log says more"},
     ),
 }
 

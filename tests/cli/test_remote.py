@@ -484,6 +484,14 @@ def test_advice_fits_what_happened(run: Run, tmp_path: Path, file: Path, monkeyp
             assert "raise" in said[2]
             assert "delete" not in said[2]
             assert run("show", "x", endpoint, may_write)[0] == 20  # nor is an empty model left behind
+        monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", f"grpc://{program.address}")  # it's no Directory
+        said = run("models", "--endpoint=cogment://discover", "--patience=0")
+        assert said[0] == 22
+        assert "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN" in one_line(said)
+        assert "--token-file" not in said[2]
+        said = run("models", "--tls", endpoint, may_write, "--patience=0")
+        assert said[0] == 24
+        assert "leave out --tls" in one_line(said)
     monkeypatch.setenv("COGMENT_DIRECTORY_ENDPOINT", "grpc://127.0.0.1:1")
     said = run("models", "--endpoint=cogment://discover", "--patience=0")
     assert said[0] == 24

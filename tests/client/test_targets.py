@@ -25,7 +25,9 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("name", ["模" * 80, "é" * 127, "x" * 255, "\udcff" * 255])
+@pytest.mark.parametrize(
+    "name", ["模" * 80, "é" * 127, "x" * 255, "\udcff" * 255], ids=["CJK", "Latin", "ASCII", "bytes"]
+)
 def test_a_name_as_long_as_names_may_be(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     assert os.listdir(tmp_path) == [name]
