@@ -24,6 +24,7 @@ USER_ID_KEY = "user-id"
 # Characters of what a client chose, and of a status message that may quote it.
 LONGEST_USER = 64
 LONGEST_REASON = 300
+LONGEST_CALL = 100
 
 # The statuses of calls that the registry refused. The others are answers, or faults that are logged where they happen.
 REFUSALS = {
@@ -73,7 +74,7 @@ class Audit:
         if name is not None and self._quota.allows("refused a call", host_of(request.peer)):
             self._logger.info(
                 "refused a call",
-                call=f"{request.service_name}/{request.method_name}",  # "/" where the headers don't tell
+                call=shown(f"{request.service_name}/{request.method_name}", LONGEST_CALL),  # "/" where the headers don't tell
                 status=name,
                 reason=shown(reason, LONGEST_REASON),
                 **self._caller(request),

@@ -122,6 +122,9 @@ def test_what_a_client_says_of_itself_stays_on_its_line_and_short(server: Server
         with open_channel(server.address) as channel, fails(Code.UNAUTHENTICATED):
             Calls(channel).RetrieveModels(api.RetrieveModelsRequest(), metadata=[("user-id", given)])
         assert refusal(server, logged)["status"] == "UNAUTHENTICATED"
+    with open_channel(server.address) as channel, fails(Code.UNAUTHENTICATED):
+        channel.unary_unary("/a/" + "b" * 5000)(b"")
+    line(server, "refused a call", call="a/" + "b" * 97 + "…")
 
 
 def test_a_directorys_health_check_needs_no_token_and_learns_the_load_and_nothing_else(server: ServerProgram) -> None:
