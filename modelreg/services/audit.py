@@ -74,7 +74,9 @@ class Audit:
         if name is not None and self._quota.allows("refused a call", host_of(request.peer)):
             self._logger.info(
                 "refused a call",
-                call=shown(f"{request.service_name}/{request.method_name}", LONGEST_CALL),  # "/" where the headers don't tell
+                call=shown(
+                    f"{request.service_name}/{request.method_name}", LONGEST_CALL
+                ),  # "/" where the headers don't tell
                 status=name,
                 reason=shown(reason, LONGEST_REASON),
                 **self._caller(request),

@@ -5,7 +5,7 @@ every frame as it came, except:
 
 - DATA. Payloads are counted in `streams.Stream`; END_STREAM is given to the stream's state machine (`peer_ended`), and an
   empty frame in place of one that was not expected (`stray_data`).
-- HEADERS and CONTINUATION. Blocks are decoded by `_hpack`, and the state machines of the stream are told (`open`,
+- HEADERS and CONTINUATION. `blocks` decodes them, and the state machines of the stream are told (`open`,
   `peer_ended`). So a large block is decoded in steps, and a field section that is too large costs its stream only.
 - GOAWAY in either direction, as its state machine knows no drain: after one it refuses all streams that are still open.
 - WINDOW_UPDATE, of which a client sends two for each small reply: `Engine.window_update` adds it to h2's counters, with the
@@ -40,7 +40,6 @@ import h2.settings
 import h2.stream
 
 from . import frames
-from ._hpack import Block, Decoder
 from .faults import ConnectionFault, ErrorCode
 
 _SettingCodes = h2.settings.SettingCodes
@@ -137,7 +136,6 @@ class Engine:
         connection.initiate_connection()
         connection.incoming_buffer.add_data(frames.PREFACE)
         self._h2 = connection
-        self._decoder = Decoder(max_header_bytes)
 
     @property
     def window(self) -> int:
@@ -208,14 +206,6 @@ class Engine:
                 if size > MAX_WINDOW:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflows")
                 stream.outbound_flow_control_window = size
-
-    def header_block(self, data: bytes) -> Block:
-        """Take in a whole header block; `decode` it before anything else is received."""
-        return self._decoder.begin(data)
-
-    def decode(self, block: Block) -> bool:
-        """Decode some more of a header block; True when it is done. Raises `ConnectionFault`."""
-        return self._decoder.go_on(block)
 
     def open(self, stream_id: int, end_stream: bool) -> StreamHandle:
         """The peer opens a stream, one beyond `highest_stream_id`, and ends it at once if `end_stream`."""

@@ -1,7 +1,8 @@
 """A connection without I/O: bytes of the client in, calls and frames to be written out.
 
     receive(bytes) ─► Splitter ─┬─ DATA ──────────────► Stream.landing, or Stream.inbox ──► the call
-                                └─ other frames ─ Meter ─► Engine (h2) ─► opened, gone, windows
+                                ├─ HEADERS ───────────► Blocks ─► Engine (h2) ─► opened
+                                └─ other frames ─ Meter ─► Engine (h2) ─► gone, windows
     the call ─► send_message, reply, finish, abort ─► Outbound ─► next_plan
 
 A stream lives in `streams` from its HEADERS until its END_STREAM has been sent or either side has reset it. What the shell
@@ -21,13 +22,14 @@ import attrs
 
 from . import frames, replies
 from ._h2 import Engine, StreamHandle
-from ._hpack import Block, HeaderList
+from ._hpack import HeaderList
 from ._purerpc import StatusCode
 from .abuse import AbuseMeters
+from .blocks import Blocks
 from .buffers import Account, Allowance, Buffer
 from .faults import ConnectionFault, ErrorCode, StreamFault
 from .files import FileMessage
-from .limits import MAX_BLOCK_BYTES, Limits
+from .limits import Limits
 from .messages import PREFIX
 from .outbound import Outbound
 from .reply_memory import ReplyMemory
@@ -58,7 +60,6 @@ JOIN_BELOW = 64 * 1024
 Message = bytes | bytearray | list[bytearray] | FileMessage
 """A message to be sent: its bytes, in one piece or several, or where they are."""
 
-WHOLE_BLOCK = frames.END_HEADERS | frames.END_STREAM
 LAST_STREAM_ID = 2**31 - 1
 DRAIN_PING = b"draining"
 KEEPALIVE_PING = b"areyouin"
@@ -95,10 +96,7 @@ class Core:
         self._recv_window = 65535
         self._data_stream: Stream | None = None
         self._data_length = 0  # of its frame, padding included
-        self._fragments: list[bytes] = []  # of the header block that arrives
-        self._block_ends_stream = False
-        self._block_borrowed = 0  # bytes of it, from the server's pool
-        self._block: tuple[int, bool, Block] | None = None  # that is being decoded: its stream, END_STREAM
+        self._blocks = Blocks(limits.max_header_bytes, self._headers)
         self._settings_changed = False
         self._meters = AbuseMeters()
         self.outbound.control(self.engine.pending())
@@ -115,10 +113,10 @@ class Core:
         self._now = now
         self._buffer = buffer
         taken = 0
-        if self._block is None:
-            taken = self.splitter.feed(data, FRAMES_AT_ONCE)
-        else:
+        if self._blocks.unfinished:
             self._decode()
+        else:
+            taken = self.splitter.feed(data, FRAMES_AT_ONCE)
         if self._settings_changed:
             self._settings_changed = False
             self._apply_settings()
@@ -130,7 +128,7 @@ class Core:
     @property
     def unfinished(self) -> bool:
         """Whether there's work to do before more bytes can be taken in."""
-        return self._block is not None
+        return self._blocks.unfinished
 
     def room(self) -> memoryview | None:
         """Memory to receive into what is due next, and nothing else, where it is known that it goes there: to be filled at once,
@@ -225,7 +223,8 @@ class Core:
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         if kind in (frames.HEADERS, frames.CONTINUATION):
-            self._header_frame(kind, flags, stream_id, raw)
+            if self._blocks.add(kind, flags, stream_id, raw):
+                self._decode()
         elif kind == frames.RST_STREAM:
             self._expect_known(stream_id)
             self._count(kind)
@@ -247,52 +246,23 @@ class Core:
                 self.engine.receive(frames.known_settings(raw) if kind == frames.SETTINGS else raw)
 
     def block_grows(self, size: int) -> None:
-        if size > MAX_BLOCK_BYTES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block of more than {MAX_BLOCK_BYTES} bytes")
-        more = size - self._block_borrowed
-        if size > self._limits.max_header_bytes:
-            if not self._headers.take(more):
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many large header blocks arrive at once")
-            self._block_borrowed += more
-
-    def _header_frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if kind == frames.HEADERS:
-            self._block_ends_stream = flags & frames.END_STREAM != 0
-        if flags | frames.END_STREAM == WHOLE_BLOCK and kind == frames.HEADERS:  # as all gRPC clients send them
-            data = raw[frames.HEADER_SIZE :]
-        else:
-            self._fragments.append(frames.block_fragment(raw))
-            if not flags & frames.END_HEADERS:
-                return
-            data = b"".join(self._fragments)
-            self._fragments.clear()
-        self._block = stream_id, self._block_ends_stream, self.engine.header_block(data)
-        self._decode()
+        self._blocks.grows(size)
 
     def _decode(self) -> None:
-        """Decode some more of the header block that has arrived; once it's whole, it opens or ends its stream."""
-        assert self._block is not None
-        stream_id, end_stream, block = self._block
-        before = block.work
-        done = self.engine.decode(block)
-        self.splitter.charge((block.work - before) >> 4)
-        if not done:
+        """Decode some more of the header block that has arrived; once it's done, it opens or ends its stream."""
+        blocks = self._blocks
+        self.splitter.charge(blocks.decode() >> 4)
+        if blocks.unfinished:
             self.splitter.charge(FRAMES_AT_ONCE)
             return
-        self._drop_block()
+        stream_id, end_stream = blocks.stream_id, blocks.ends_stream
         if stream_id <= self.engine.highest_stream_id:
             self._late_headers(stream_id, end_stream)
             return
         handle = self.engine.open(stream_id, end_stream)
-        self._request_received(stream_id, block.fields, handle)
+        self._request_received(stream_id, blocks.fields, handle)
         if end_stream and stream_id in self.streams:
             self.streams[stream_id].remote_ended = True
-
-    def _drop_block(self) -> None:
-        self._block = None
-        self._fragments.clear()
-        self._headers.give(self._block_borrowed)
-        self._block_borrowed = 0
 
     def _late_headers(self, stream_id: int, end_stream: bool) -> None:
         """Headers for a stream that was opened before: trailers, or an error."""
@@ -523,7 +493,7 @@ class Core:
         """The connection is no more: give back all that it has borrowed."""
         for stream in list(self.streams.values()):
             self._close(stream)
-        self._drop_block()
+        self._blocks.drop()
         self.outbound.close()
 
     def fail(self, code: ErrorCode, reason: str) -> None:
