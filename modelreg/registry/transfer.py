@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Protocol
 
 from modelreg.errors import DataLoss, InvalidArgument
 from modelreg.registry.records import UploadHeader, VersionInfo
 from modelreg.storage.archive import Archive
 from modelreg.storage.blobs import Damaged, OpenBlob
+from modelreg.storage.threads import Threads
 from modelreg.storage.writers import SMALL_BYTES
 
 
@@ -88,21 +89,13 @@ class VersionReader:
         version: which it is.
         data: all of it; None where it's to be read from *fd*.
         fd: a file descriptor whose bytes from 0 to ``version.size`` are the content. Before a part of it is given out,
-            its end has to go through :meth:`check`.
+            its end has to go through :meth:`check`; when all of it has been, :meth:`confirm` has the last word.
     """
 
-    def __init__(
-        self,
-        version: VersionInfo,
-        *,
-        data: bytes | bytearray | None = None,
-        fd: int | None = None,
-        check: Callable[[int], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, version: VersionInfo, *, data: bytes | bytearray | None = None, fd: int | None = None) -> None:
         self.version = version
         self.data = data
         self.fd = fd
-        self._check = check
 
     async def check(self, end: int) -> None:
         """Make sure that the bytes up to *end* may be given out. What is damaged shows at the end at the latest.
@@ -110,8 +103,49 @@ class VersionReader:
         Raises:
             DataLoss: it's damaged.
         """
-        if self._check is not None:
-            await self._check(end)
+
+    async def confirm(self) -> None:
+        """Make sure that what was given out is the content, as a file can be changed while it is read.
+
+        Raises:
+            DataLoss: it isn't.
+        """
+
+    async def recheck(self) -> None:
+        """Look at all of the content, as a part of it could not be given out.
+
+        Raises:
+            DataLoss: it's damaged.
+        """
+
+
+class _BlobReader(VersionReader):
+    """A reader of a stored version's blob."""
+
+    def __init__(self, version: VersionInfo, blob: OpenBlob, threads: Threads) -> None:
+        super().__init__(version, fd=blob.fd)
+        self._blob = blob
+        self._threads = threads
+
+    async def check(self, end: int) -> None:
+        if not self._blob.sound:
+            with self._damage_is_data_loss():
+                await self._threads.hash(self._blob.check, end)
+
+    async def confirm(self) -> None:
+        with self._damage_is_data_loss():
+            await self._threads.file(self._blob.confirm)  # not among those that keep a core busy: it rarely hashes
+
+    async def recheck(self) -> None:
+        with self._damage_is_data_loss():
+            await self._threads.hash(self._blob.recheck)
+
+    @contextmanager
+    def _damage_is_data_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except Damaged as damage:
+            raise _damaged(self.version) from damage
 
 
 async def open_blob(version: VersionInfo, archive: Archive, stack: AsyncExitStack) -> VersionReader:
@@ -129,16 +163,7 @@ async def open_blob(version: VersionInfo, archive: Archive, stack: AsyncExitStac
     except Damaged as damage:
         raise _damaged(version) from damage
     stack.callback(blob.close)
-    return VersionReader(
-        version, fd=blob.fd, check=None if blob.sound else lambda end: _check(version, archive, blob, end)
-    )
-
-
-async def _check(version: VersionInfo, archive: Archive, blob: OpenBlob, end: int) -> None:
-    try:
-        await archive.threads.hash(blob.check, end)
-    except Damaged as damage:
-        raise _damaged(version) from damage
+    return _BlobReader(version, blob, archive.threads)
 
 
 def _damaged(version: VersionInfo) -> DataLoss:

@@ -143,7 +143,11 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                 else:
                     assert reader.fd is not None
                     await reader.check(end)
-                    yield FileMessage(field_one(end - start), reader.fd, start, end - start)
+                    part = FileMessage(field_one(end - start), reader.fd, start, end - start)
+                    yield part
+                    if not part.complete:
+                        await reader.recheck()
+            await reader.confirm()
 
     async def VersionUpdate(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.VersionUpdateRequest, request: Request

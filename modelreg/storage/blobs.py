@@ -337,6 +337,25 @@ class OpenBlob:
         if self._checked == self.size:
             self._conclude()
 
+    def confirm(self) -> None:
+        """Make sure, when all has been given out, that it was what was checked. This blocks.
+
+        Nobody changes a blob in place, except by mistake. A new link or another mode changes the fingerprint, too: then
+        the content decides. Raises what :meth:`check` raises.
+        """
+        if Fingerprint.of(os.fstat(self.fd)) != self._fingerprint:
+            self.recheck()
+
+    def recheck(self) -> None:
+        """Hash all of it again. This blocks. Raises what :meth:`check` raises."""
+        self._fingerprint = Fingerprint.of(os.fstat(self.fd))
+        if self._fingerprint.size != self.size:
+            raise self._damaged(f"it has {self._fingerprint.size} bytes in place of {self.size}")
+        self._hash = hashlib.sha256()
+        self._checked = 0
+        self.sound = False
+        self.check(self.size)
+
     def read(self) -> bytes:
         """All of it, checked. This blocks. Raises what :meth:`check` raises."""
         content = b"".join(self._read_on(self.size))

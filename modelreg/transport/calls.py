@@ -81,6 +81,7 @@ class Call:
         self._turn_over = turn_over
         self._logger = logger
         self._failed = failed
+        self._incomplete = False
         self._room = Signal()
         stream.wake_sender = self._room.set
         timeout = stream.request.timeout
@@ -132,8 +133,10 @@ class Call:
                 async with aclosing(method.function(argument, request=request)) as replies:
                     await self._gate.wait()  # a reply that's there takes memory, too
                     async for reply in replies:
+                        self._raise_incomplete()
                         await self._send(reply)
                         await self._gate.wait()
+                self._raise_incomplete()
                 self._core.finish(self.stream, 0, "")
             else:
                 handling = cast(Awaitable[object], method.function(argument, request=request))
@@ -166,11 +169,19 @@ class Call:
             except BaseException:
                 core.withdraw(stream)  # now, as the handler will close its file next
                 raise
+            if stream.file is not None and stream.file.truncated:
+                message.complete = False
+                self._incomplete = True
             return
         while stream.out_bytes and (stream.out_bytes > STREAM_BACKLOG or core.outbound.buffered > CONNECTION_BACKLOG):
             await self._room.wait()
         if self._turn_over():
             await trio.lowlevel.checkpoint()
+
+    def _raise_incomplete(self) -> None:
+        """Raise for a handler that has gone on after an incomplete message."""
+        if self._incomplete:
+            raise EOFError("a file was shorter than its message, or could not be read")
 
     async def _made(self, reply: object) -> Message:
         """Make the bytes of a reply when there is memory for them; the caller queues them at once."""

@@ -352,9 +352,9 @@ class Connection:
         return not self.calls and not core.streams and (core.drained or core.peer_leaves)
 
     def _drop_truncated(self, plan: Plan) -> None:
-        """A file was shorter than its message, which can neither be completed nor taken back."""
+        """Reset streams whose file was shorter than its message, where their status has been chosen already."""
         for stream in plan.streams:
-            if stream.file is not None and stream.file.truncated:
+            if stream.trailers is not None and stream.file is not None and stream.file.truncated:
                 self.core.abort(stream, ErrorCode.INTERNAL_ERROR)
         self._start_calls()
 

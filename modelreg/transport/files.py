@@ -7,19 +7,22 @@ import os
 import attrs
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class FileMessage:
     """One gRPC message: `prefix`, then `length` bytes of the file from `offset` on.
 
     The descriptor stays the caller's; it must be open until the reply that follows is asked for, or the call has ended.
-    The file must have the bytes: if it turns out to be shorter while it is sent, the stream is reset (INTERNAL_ERROR), as
-    the message can neither be completed nor taken back.
+
+    The file must have the bytes. What is missing, or can't be read, while it is sent can't be taken back: zeros take its
+    place, and `complete` is False when the reply that follows is asked for. The handler has to raise an error then. One
+    that goes on ends its call with INTERNAL.
     """
 
     prefix: bytes
     fd: int
     offset: int
     length: int
+    complete: bool = attrs.field(default=True, init=False)
 
     def SerializeToString(self) -> bytes:
         """The message as bytes, for transports that know nothing of files. Raises `EOFError` when the file is too short."""

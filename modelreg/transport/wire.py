@@ -248,7 +248,7 @@ def _read(piece: FilePiece, offset: int, length: int) -> memoryview:
     while place < length:
         try:
             count = 0 if piece.truncated else os.preadv(piece.fd, [memory[place:]], offset + place)
-        except OSError:  # of the disk's; the stream is reset for it, as for what is missing
+        except OSError:  # of the disk's; the call ends for it, as for what is missing
             count = 0
         if count == 0:
             piece.truncated = True

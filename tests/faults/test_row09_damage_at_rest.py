@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,70 @@ def test_damage(
     server.kill()
     with launcher.start(archive).calls() as calls:
         assert read(calls, 1) == (data, grpc.StatusCode.OK)
+
+
+def overwrite(path: Path) -> None:
+    path.chmod(0o640)
+    with path.open("r+b") as file:
+        file.seek(LARGE_ALREADY_SENT)
+        file.write(bytes(len(LARGE) - LARGE_ALREADY_SENT))
+
+
+def cut_to_a_half(path: Path) -> None:
+    path.chmod(0o640)
+    os.truncate(path, LARGE_ALREADY_SENT)
+
+
+def touch(path: Path) -> None:
+    path.chmod(0o640)
+    os.utime(path)
+
+
+def link_elsewhere(path: Path) -> None:
+    """A backup of links."""
+    os.link(path, path.with_name("backup"))
+
+
+# More than the windows hold.
+LARGE_ALREADY_SENT = 4_000_000
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to be sound", "from an earlier run"])
+@pytest.mark.parametrize("change", [overwrite, cut_to_a_half, touch, link_elsewhere])
+def test_a_change_while_it_is_sent(
+    launcher: Launcher, memory_path: Path, change: Callable[[Path], None], known: bool
+) -> None:
+    archive = memory_path / "archive"
+    server = launcher.start(archive, "--sent_version_chunk_size=100000")
+    with server.calls() as calls:
+        calls.create("m")
+        store(calls, LARGE)
+    if not known:
+        server.stop()
+        server = launcher.start(archive, "--sent_version_chunk_size=100000")
+    path = Layout(archive).blob(hashlib.sha256(LARGE).digest())
+    with server.calls() as calls, server.calls() as others:
+        download = calls.download("m")
+        received = hashlib.sha256(next(download).data_chunk)
+        change(path)
+        status = grpc.StatusCode.OK
+        try:
+            for chunk in download:
+                received.update(chunk.data_chunk)
+        except grpc.RpcError as error:
+            failed: Any = error
+            status = failed.code()
+            assert 'version "1" of model "m" is damaged' in failed.details()
+        if change in (touch, link_elsewhere):
+            assert status is grpc.StatusCode.OK
+            assert received.digest() == hashlib.sha256(LARGE).digest()
+            assert others.status("damaged") == {"damaged": "0"}
+        else:
+            assert status is grpc.StatusCode.DATA_LOSS
+            assert server.wait_for_log("a blob is damaged")
+            assert others.status("damaged") == {"damaged": "1"}
+        store(others, LARGE)
+        assert read(others, 1) == (LARGE, grpc.StatusCode.OK)
 
 
 def test_the_scrub_finds_it(launcher: Launcher, memory_path: Path) -> None:

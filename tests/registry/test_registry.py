@@ -1125,6 +1125,23 @@ async def test_content_that_is_damaged_while_it_is_sent_again(registry: Registry
     assert await read(registry, version.number) == content
 
 
+async def test_a_part_that_could_not_be_read(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file looks as it was, so only reading it again tells."""
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    await add(registry, pattern(LARGE))
+    async with registry.read("m", 1) as reader:
+        await reader.recheck()
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "pread", fail)
+            await reader.confirm()
+            with pytest.raises(DataLoss):
+                await reader.recheck()
+    assert registry.statistics().damaged == 1
+
+
 async def test_a_full_disk(tmp_path: Path) -> None:
     with small_file_system(tmp_path / "small", 4 << 20) as small:
         async with registry_at(small) as registry:
