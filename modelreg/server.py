@@ -28,7 +28,16 @@ from modelreg.registry.damage import tell_damage
 from modelreg.registry.registry import open_registry
 from modelreg.registry.scrub import scrub
 from modelreg.registry.user_data import UserDataLimits
-from modelreg.services import HEALTH_CHECK_PATHS, Audit, OpenFiles, Readiness, admission, build_services, streamed
+from modelreg.services import (
+    HEALTH_CHECK_PATHS,
+    PARSERS,
+    Audit,
+    OpenFiles,
+    Readiness,
+    admission,
+    build_services,
+    streamed,
+)
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Limits, Server
@@ -159,6 +168,7 @@ async def serve(
             services,
             limits=_limits(settings, logger),
             streamed=streamed(settings.max_message_bytes),
+            parsers=PARSERS,
             admit=admit,
             health_checks=HEALTH_CHECK_PATHS,
             failed=audit.refused,

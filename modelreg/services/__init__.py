@@ -7,7 +7,10 @@ from functools import partial
 
 from purerpc.server import Service
 
+from modelreg.api import common_pb2
+from modelreg.api import model_registry_pb2 as api
 from modelreg.registry.registry import Registry
+from modelreg.services import lists
 from modelreg.services.admission import HEALTH_CHECK_PATHS, admission
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
@@ -20,7 +23,25 @@ from modelreg.services.statuses import translated
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import MessageDecoder
 
-__all__ = ["HEALTH_CHECK_PATHS", "Audit", "OpenFiles", "Readiness", "Tokens", "admission", "build_services", "streamed"]
+__all__ = [
+    "HEALTH_CHECK_PATHS",
+    "PARSERS",
+    "Audit",
+    "OpenFiles",
+    "Readiness",
+    "Tokens",
+    "admission",
+    "build_services",
+    "streamed",
+]
+
+
+# How the requests are parsed that may name many models, versions or statuses.
+PARSERS: Mapping[str, Callable[[bytes], object]] = {
+    f"/{REGISTRY}/RetrieveModels": lists.parser(api.RetrieveModelsRequest),
+    f"/{REGISTRY}/RetrieveVersionInfos": lists.parser(api.RetrieveVersionInfosRequest),
+    f"/{REGISTRY}/Status": lists.parser(common_pb2.StatusRequest),
+}
 
 
 def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:

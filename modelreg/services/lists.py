@@ -8,18 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Protocol
+
+from purerpc.grpclib.status import StatusCode
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
-from modelreg.registry.records import ModelInfo
+from modelreg.registry.records import LONGEST_MODEL_ID, ModelInfo
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.messages import model_piece, version_piece
-from modelreg.services.statuses import errors_as_statuses
+from modelreg.services.statuses import errors_as_statuses, failure
 from modelreg.transport import PiecewiseMessage
 
 # How many models or versions one call may ask for by name. A call that waits for memory keeps a reference to each.
 MOST_ASKED = 1000
+
+
+# The bytes of a request that names so many. Parsing 4 MiB of names took 60 ms, and a hundred MB of memory.
+LARGEST_REQUEST = MOST_ASKED * (LONGEST_MODEL_ID + 4) + 4096
+
+
+class _Message(Protocol):
+    def FromString(self, data: bytes, /) -> object: ...
+
+
+def parser(kind: _Message) -> Callable[[bytes], object]:
+    """Return what parses a request of a kind, and refuses a larger one than any that is allowed before that."""
+
+    def parse(body: bytes) -> object:
+        if len(body) > LARGEST_REQUEST:
+            msg = f"the request has {len(body)} bytes, {LARGEST_REQUEST} are allowed: ask for less at once"
+            raise failure(StatusCode.INVALID_ARGUMENT, msg)
+        return kind.FromString(body)
+
+    return parse
 
 
 def models(registry: Registry, message: api.RetrieveModelsRequest) -> PiecewiseMessage:

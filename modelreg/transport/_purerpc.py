@@ -8,7 +8,7 @@ that does the same. Neither changes what this package relies on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, cast
 
 from purerpc.grpclib.exceptions import RpcFailedError
@@ -44,23 +44,23 @@ class Handler(Protocol):
 class Method:
     """A method of a service, with its path and what it takes and gives."""
 
-    __slots__ = ("function", "path", "reply_stream", "request_stream", "request_type")
+    __slots__ = ("function", "parse", "path", "reply_stream", "request_stream")
 
-    def __init__(self, service: str, name: str, bound: Any) -> None:
+    def __init__(self, service: str, name: str, bound: Any, parsers: Mapping[str, Callable[[bytes], object]]) -> None:
         cardinality = bound.signature.cardinality
         self.path = f"/{service}/{name}"
         self.function = cast(Handler, bound.method_fn)
-        self.request_type = cast(MessageType, bound.signature.request_type)
+        self.parse = parsers.get(self.path) or cast(MessageType, bound.signature.request_type).FromString
         self.request_stream: bool = cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM)
         self.reply_stream: bool = cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM)
 
 
-def methods(services: Iterable[Any]) -> dict[str, Method]:
+def methods(services: Iterable[Any], parsers: Mapping[str, Callable[[bytes], object]]) -> dict[str, Method]:
     """All methods of purerpc `Service` objects, by the path a request names them with."""
     return {
         method.path: method
         for service in services
-        for method in (Method(service.name, name, bound) for name, bound in service.methods.items())
+        for method in (Method(service.name, name, bound, parsers) for name, bound in service.methods.items())
     }
 
 

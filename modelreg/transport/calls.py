@@ -127,8 +127,7 @@ class Call:
         request = self.stream.request
         requests = Requests(self._core, self.stream, self._messages(), self._turn_over)
         try:
-            parse = method.request_type.FromString
-            argument: object = requests if method.request_stream else await requests.only(parse)
+            argument: object = requests if method.request_stream else await requests.only(method.parse)
             if method.reply_stream:
                 async with aclosing(method.function(argument, request=request)) as replies:
                     await self._gate.wait()  # a reply that's there takes memory, too
@@ -152,7 +151,7 @@ class Call:
         encoding = self.stream.request.message_encoding
         if self._decoder is None:
             # A single message is parsed when the request has ended: parsed, it may be ten times as large.
-            parse = self._method.request_type.FromString if self._method.request_stream else bytes
+            parse = self._method.parse if self._method.request_stream else bytes
             return WholeMessages(parse, encoding, self._max_message_bytes, self._allowance)
         self.stream.wants_window = True
         return StreamedMessages(self._decoder(), encoding, self._allowance)

@@ -45,6 +45,7 @@ class Server:
       limits: the bounds of the server.
       streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf
         there.
+      parsers: for each path what makes a request of a message's bytes, in place of protobuf. It may raise `RpcFailedError`.
       admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is
         raised.
       health_checks: paths of methods that may be called when there are too many connections; they end soon, and need no token.
@@ -58,6 +59,7 @@ class Server:
         *,
         limits: Limits = Limits(),  # noqa: B008
         streamed: Mapping[str, Callable[[], MessageDecoder]] | None = None,
+        parsers: Mapping[str, Callable[[bytes], object]] | None = None,
         admit: Callable[[Request], None] | None = None,
         health_checks: Container[str] = (),
         failed: Callable[[Request, int, str], object] = lambda _request, _code, _message: None,
@@ -65,7 +67,9 @@ class Server:
     ) -> None:
         self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
         self._limits = limits
-        self._shared = Shared(methods(services), streamed or {}, admit, health_checks, limits, self._logger, failed)
+        self._shared = Shared(
+            methods(services, parsers or {}), streamed or {}, admit, health_checks, limits, self._logger, failed
+        )
         self._connections: set[Connection] = set()
         self._slots = trio.Semaphore(self._shared.places.most)
         self._drain_deadline: float | None = None

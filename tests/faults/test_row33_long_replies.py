@@ -11,9 +11,9 @@ from modelreg.machine import Shares
 from modelreg.machine import memory_bytes as memory_of_machine
 from modelreg.transport.frames import window_update
 from tests.clients.calls import Code, model_info
-from tests.faults.abuse import LARGEST_WINDOW, back_at, begin, encoded, settled
+from tests.faults.abuse import LARGEST_WINDOW, back_at, begin, encoded, path, send_all, settled
 from tests.faults.crash import Launcher, Server
-from tests.support.h2client import SETTINGS_INITIAL_WINDOW_SIZE, connected
+from tests.support.h2client import SETTINGS_INITIAL_WINDOW_SIZE, connected, message
 from tests.support.measures import memory_bytes, peak_memory_bytes
 
 MIB = 1 << 20
@@ -65,3 +65,19 @@ async def test_thousands_that_are_not_read(launcher: Launcher, server: Server) -
             await settled(server)
     assert peak_memory_bytes(server.pid) - memory < Shares.of(memory_of_machine()).replies + BESIDE
     await back_at(server, before, seconds=5)
+
+
+async def test_a_request_that_names_a_million(launcher: Launcher, server: Server) -> None:
+    names = b"\x0a\x01m" * 1_300_000
+    memory = memory_bytes(server.pid)
+    with launcher.canary(server):
+        async with connected(server.port) as client:
+            stream_id = await client.open(path("RetrieveModels"))
+            await send_all(client, stream_id, message(names))
+            reply = await client.finished(stream_id)
+            assert (reply.status, reply.text) == (
+                Code.INVALID_ARGUMENT.value[0],
+                "the request has 3900000 bytes, 520096 are allowed: ask for less at once",
+            )
+    # Parsed, it would have 40 MB.
+    assert peak_memory_bytes(server.pid) - memory < 20 * MIB
