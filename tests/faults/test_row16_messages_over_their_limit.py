@@ -71,11 +71,11 @@ async def test_a_message_at_its_limit(launcher: Launcher, memory_path: Path) -> 
     server = launcher.start(memory_path / "archive")
     async with with_sibling(server) as (client, _):
         with launcher.canary(server):
-            stream_id = await begin(client, "Status", b"", whole=False)
+            stream_id = await begin(client, "Version", b"", whole=False)
             await send_all(client, stream_id, filled(LIMIT))
             reply = await client.finished(stream_id)
             assert reply.status == 0
-            assert reply.messages == [common_pb2.StatusReply().SerializeToString()]
+            assert common_pb2.VersionInfo.FromString(reply.messages[0]).versions
 
 
 async def test_uploads_have_no_limit_of_their_messages(launcher: Launcher, memory_path: Path) -> None:
