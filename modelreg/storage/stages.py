@@ -77,6 +77,7 @@ class Stage:
                 while not self._waiting.empty():  # there may be no thread to do it
                     self._take(self._waiting.get_nowait())
             self._resting()
+        del self._work, self._progress, self._resting  # they refer to the upload, which refers to its stages
         self.finished.set()
 
     def _work_off(self) -> None:

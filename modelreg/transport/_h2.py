@@ -137,6 +137,10 @@ class Engine:
         connection.incoming_buffer.add_data(frames.PREFACE)
         self._h2 = connection
 
+    def dissolve(self) -> None:
+        """Let go of h2's objects, which refer to each other. The engine can't be used any more."""
+        self._h2.__dict__.clear()
+
     @property
     def window(self) -> int:
         """What the peer's connection window still allows; never below zero by our doing."""

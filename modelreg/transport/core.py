@@ -496,6 +496,14 @@ class Core:
         self._blocks.drop()
         self.outbound.close()
 
+    def dissolve(self) -> None:
+        """Let go of all parts, which refer to each other: 20 kB that would wait for a full collection.
+
+        The core can't be used any more.
+        """
+        self.engine.dissolve()
+        vars(self).clear()
+
     def fail(self, code: ErrorCode, reason: str) -> None:
         """The last frame on this connection. What has just been opened on it isn't begun."""
         self.refusing = self.drained = True

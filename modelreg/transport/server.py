@@ -175,6 +175,7 @@ class Server:
                 self._connections.discard(connection)
                 self._shared.places.leave(connection)
                 self._past = (self._past[0] + connection.wire.bytes_in, self._past[1] + connection.wire.bytes_out)
+                connection.core.dissolve()
             if self._draining.is_set() and not self._connections:
                 self._nobody.set()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -310,3 +312,35 @@ async def test_a_connection_that_waits_holds_no_buffer() -> None:
             assert (await client.call(path("Echo"), value(b"x"))).status == 0
         await trio.testing.wait_all_tasks_blocked()
         assert len(serve.server._shared.buffers._free) == 1
+
+
+async def test_a_connection_leaves_no_garbage_to_collect() -> None:
+    async with serving() as serve:
+
+        async def use() -> None:
+            async with connected(serve.port) as client:
+                assert (await client.call(path("Echo"), value(b"x"))).status == 0
+                await client.open(path("Sum"))
+            with trio.fail_after(5):
+                while serve.server.statistics().connections:
+                    await trio.testing.wait_all_tasks_blocked()
+
+        await use()
+        gc.collect()
+        gc.disable()
+        try:
+            await use()
+            kinds = Counter(type(found).__name__ for found in _garbage())
+        finally:
+            gc.enable()
+    assert not kinds.keys() & {"Core", "Engine", "Outbound", "_Connection", "Stream", "Call"}
+
+
+def _garbage() -> list[object]:
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return list(gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
