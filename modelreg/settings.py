@@ -1,6 +1,6 @@
 """Every option of the registry, once: name, environment variable, default, meaning.
 
-`Settings` is the table: each of its fields is an option and carries what the command line, the README and the tests
+`Settings` is the table: each of its fields is an option and carries what the command line, the docs and the tests
 need to know of it; `OPTIONS` lists the same in order. Names and variables are those of ``cogment services
 model_registry``, where it has the option.
 

@@ -1,4 +1,4 @@
-"""The README says what is: its tables and drawing are compared with the code, its transcripts are carried out."""
+"""The README and docs/ are true: tables, figures and drawings are compared with the code, transcripts are carried out."""
 
 from __future__ import annotations
 
@@ -22,18 +22,33 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import modelreg
 from modelreg.cli import command, outcome
-from modelreg.client import RegistryError
+from modelreg.client import LatestModel, ModelRegistry, RegistryError
 from modelreg.errors import StartupError
+from modelreg.log import LINES_A_MINUTE, LINES_OF_A_KEY
 from modelreg.registry.numbers import BLOCK
+from modelreg.server import DRAIN_SECONDS
+from modelreg.services.audit import USER_ID_KEY
+from modelreg.services.messages import CREATE_MODEL_KEY, OFFSET_KEY, REQUEST_ID_KEY, WATCH_KEEPALIVE_KEY
 from modelreg.services.status import HIGHEST_LOAD
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
 from tests.support.server import ROOT, environment, server_program
+from tests.test_layers import MODULES, ROOMS, room_of, rooms_imported
 
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+
+LONGEST_README = 150
+LONGEST_LINE = 100
+
+# Flags of other programs, in what pages show of them.
+FOREIGN_FLAGS = {"--check", "--no-cache-dir", "--uid"}
 
 COMMANDS = command.modelreg.commands
 CONTEXT = click.Context(command.modelreg)
@@ -42,10 +57,22 @@ CONTEXT = click.Context(command.modelreg)
 UNSET = getattr(click.core, "UNSET", None)
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    found = re.findall(r"^```([\w-]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [block for of, block in found if of == language]
+FENCED = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """A page's code blocks in a language."""
+    return [block for of, block in FENCED.findall(PAGES[page]) if of == language]
+
+
+def prose(page: str) -> str:
+    """A page without its code blocks."""
+    return FENCED.sub("", PAGES[page])
+
+
+def sentences(page: str) -> str:
+    """A page as one line, so that a sentence can be found wherever it's broken."""
+    return " ".join(PAGES[page].split())
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -117,19 +144,20 @@ def exit_codes() -> dict[int, str]:
 
 
 def test_the_options_table() -> None:
-    assert options_table() in README, f"the table should be\n\n{options_table()}"
+    assert options_table() in PAGES["docs/options.md"], f"the table should be\n\n{options_table()}"
 
 
 def test_nothing_else_is_called_an_option() -> None:
     flags = {flag for command in COMMANDS.values() for option in flags_of(command) for flag in option.opts} | {"--help"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", README)) <= flags
+    text = "\n".join(PAGES.values())
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)) <= flags | FOREIGN_FLAGS
     variables = {option.env for option in OPTIONS} | {str(flag.envvar) for flag in common_flags() if flag.envvar}
-    assert set(re.findall(r"COGMENT_[A-Z_]+", README)) == variables | {"COGMENT_MODEL_REGISTRY_TOKEN"}
+    assert set(re.findall(r"COGMENT_[A-Z_]+", text)) == variables | {"COGMENT_MODEL_REGISTRY_TOKEN"}
 
 
 def test_the_tables_of_commands_and_their_flags() -> None:
-    assert commands_table() in README, f"the table should be\n\n{commands_table()}"
-    assert common_flags_table() in README, f"the table should be\n\n{common_flags_table()}"
+    assert commands_table() in PAGES["docs/cli.md"], f"the table should be\n\n{commands_table()}"
+    assert common_flags_table() in PAGES["docs/cli.md"], f"the table should be\n\n{common_flags_table()}"
 
 
 def test_every_command_that_talks_to_a_registry_has_the_same_flags() -> None:
@@ -146,45 +174,141 @@ def test_every_error_of_the_client_has_an_exit_code() -> None:
 
 def test_the_exit_codes() -> None:
     expected = table(("Code", "Meaning"), *((str(code), meaning) for code, meaning in sorted(exit_codes().items())))
-    assert expected in README, f"the table should be\n\n{expected}"
+    assert expected in PAGES["docs/cli.md"], f"the table should be\n\n{expected}"
 
 
 def test_the_layout_is_drawn_as_in_the_code() -> None:
     drawing = re.search(r"::\n\n(.*?)\n\n(?=\S)", inspect.getdoc(layout) or "", re.DOTALL)
     assert drawing is not None
-    assert textwrap.dedent(drawing.group(1)) + "\n" in blocks("")
+    assert textwrap.dedent(drawing.group(1)) + "\n" in blocks("docs/architecture.md", "")
+
+
+def test_the_house_is_drawn_as_it_stands() -> None:
+    (house, *_) = blocks("docs/architecture.md", "text")
+    entries = {path.name for path in (ROOT / "modelreg").iterdir()} - {"__pycache__", "py.typed"}
+    drawn = re.findall(r"^  ([\w.]+)/? ", house, re.MULTILINE)
+    assert set(drawn) == {name for name in entries if not name.startswith("__")}
+    for top in re.findall(r"^(\w+)/", house, re.MULTILINE):
+        assert (ROOT / top).is_dir()
+
+
+def test_the_arrows_between_the_layers() -> None:
+    def row(room: str) -> tuple[str, ...]:
+        found = set().union(*(rooms_imported(path) for path in MODULES if room_of(path) == room)) - {room}
+        return f"`{room}`", ", ".join(f"`{other}`" for other in reversed(ROOMS) if other in found)
+
+    drawn = [room for room in reversed(ROOMS) if not room.startswith("__")]
+    expected = table(("Part", "Imports"), *map(row, drawn))
+    assert expected in PAGES["docs/architecture.md"], f"the table should be\n\n{expected}"
 
 
 def test_the_figures_that_the_code_has() -> None:
-    text = " ".join(README.split())
-    assert f"a model that had transient versions skips up to {BLOCK} numbers" in text
-    assert f"in percent of the machine's cores, at most {HIGHEST_LOAD}" in text
+    assert f"a model that had transient versions skips up to {BLOCK} numbers" in sentences("docs/guarantees.md")
+    assert f"in percent of the machine's cores, at most {HIGHEST_LOAD}" in sentences("docs/grpc.md")
+    assert f"running calls have {DRAIN_SECONDS:.0f} seconds to finish" in sentences("docs/operations.md")
+    assert f"at most {LINES_A_MINUTE} lines a minute, and {LINES_OF_A_KEY} for" in sentences("docs/operations.md")
+    assert f"`FORMAT`, which is {layout.FORMAT_VERSION} today" in sentences("docs/operations.md")
+
+
+def test_the_metadata_that_the_code_knows() -> None:
+    keys = {REQUEST_ID_KEY, CREATE_MODEL_KEY, OFFSET_KEY, WATCH_KEEPALIVE_KEY, USER_ID_KEY}
+    assert set(re.findall(r"^\| `((?:modelreg|user)-[\w-]+)` \|", PAGES["docs/grpc.md"], re.MULTILINE)) == keys
+
+
+def test_the_clients_errors() -> None:
+    rows = re.findall(r"^\| `([A-Z]\w+)` \| .* \| .* \|$", PAGES["docs/python.md"], re.MULTILINE)
+    assert set(rows) == {kind.__name__ for kind in RegistryError.__subclasses__()}
+
+
+def test_the_methods_of_the_sdk() -> None:
+    for kind in (ModelRegistry, LatestModel):
+        methods = {name for name in vars(kind) if not name.startswith("_")} - {"close", "closed"}
+        assert methods <= set(re.findall(r"`(?:LatestModel\.)?(\w+)\(", PAGES["docs/sdk.md"])), kind
 
 
 def test_two_commands_do_everything() -> None:
-    start, test, reflection = (block.strip() for block in blocks("bash"))
+    start, test = (block.strip() for block in blocks("README.md", "bash"))
     assert start == "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/modelreg serve"
     assert test == "python3 -m venv .venv && .venv/bin/pip install -q '.[test]' && .venv/bin/pytest"
-    assert reflection == ".venv/bin/modelreg serve --grpc_reflection"
+    assert blocks("docs/grpc.md", "bash") == [".venv/bin/modelreg serve --grpc_reflection\n"]
 
 
-def transcripts() -> Iterator[tuple[str, str]]:
-    """Each command of the README's transcripts, and what it prints."""
-    for block in blocks("console"):
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= LONGEST_README
+
+
+def test_the_readmes_links_work_wherever_it_is_shown() -> None:
+    links = re.findall(r"\]\(([^)]*)\)", prose("README.md"))
+    assert links
+    assert all(link.startswith("https://") for link in links), "package indexes have no docs/: name the page instead"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_files(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose(page)):
+        assert ((ROOT / page).parent / link).is_file(), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named(page: str) -> None:
+    for name in re.findall(r"`([\w./-]+\.(?:py|md|c|proto|cfg|toml))`", prose(page)):
+        if "/" in name or (ROOT / name).exists():
+            assert any((root / name).is_file() for root in (ROOT, ROOT / "modelreg")), name
+        else:
+            assert list((ROOT / "modelreg").rglob(name)), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page: str) -> None:
+    for line in prose(page).splitlines():
+        assert len(line) <= LONGEST_LINE or line.startswith("| "), line
+
+
+def test_every_page_is_in_the_sites_menu() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    pages = [page for entry in site["nav"] for of in entry.values() for page in ([of] if isinstance(of, str) else of)]
+    named = {page if isinstance(page, str) else next(iter(page.values())) for page in pages}
+    assert {f"docs/{name}" for name in named} == {page for page in PAGES if page.startswith("docs/")}
+
+
+def test_the_faults() -> None:
+    text = PAGES["docs/faults.md"]
+    named = re.findall(r"`(tests/[\w/]+\.py)`((?:: `\w+`(?:, `\w+`)*)?)", text)
+    for file, functions in named:
+        source = (ROOT / file).read_text()
+        for function in re.findall(r"`(\w+)`", functions):
+            assert f"def {function}(" in source, f"{file} has no {function}"
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "tests/faults").glob("test_*.py")}
+    assert written <= {file for file, _ in named}, "add a row"
+    numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def transcripts(page: str) -> list[tuple[str, str]]:
+    """Each command of a page's transcripts, and what it prints."""
+    found = []
+    for block in blocks(page, "console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, method, output = re.split(r"(cogmentAPI\.ModelRegistrySP/\w+)\n", part, maxsplit=1)
-            yield line + method, output
+            line, output = re.split(r"\n(?=\{)", part, maxsplit=1)
+            found.append((line, output))
+    return found
 
 
-def comparable(output: str) -> object:
-    """grpcurl's output, but for what is another every time."""
-    return json.loads(re.sub(r'("creationTimestamp": )"\d{19}"', r'\1"now"', output))
+def comparable(output: str) -> list[object]:
+    """The messages that grpcurl prints, but for what is another every time."""
+    text = re.sub(r'("creationTimestamp": )"\d{19}"', r'\1"now"', output).strip()
+    decoder, messages, position = json.JSONDecoder(), [], 0
+    while position < len(text):
+        found, position = decoder.raw_decode(text, position)
+        messages.append(found)
+        position += len(text[position:]) - len(text[position:].lstrip())
+    return messages
 
 
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl isn't installed")
 def test_the_transcripts(tmp_path: Path) -> None:
     with server_program(tmp_path, "--grpc_reflection") as program:
-        for line, expected in transcripts():
+        for line, expected in transcripts("docs/grpc.md"):
             ended = subprocess.run(
                 ["bash", "-c", line.replace("localhost:9002", f"localhost:{program.port}")],
                 capture_output=True,
@@ -194,7 +318,12 @@ def test_the_transcripts(tmp_path: Path) -> None:
             )
             assert (ended.returncode, ended.stderr) == (0, ""), line
             assert comparable(ended.stdout) == comparable(expected), line
-    assert len(list(transcripts())) == 10
+    assert len(transcripts("docs/grpc.md")) == 13
+
+
+def test_all_transcripts_are_carried_out() -> None:
+    assert [page for page in PAGES if blocks(page, "console")] == ["docs/grpc.md"]
+    assert [page for page in PAGES if blocks(page, "shell-session")] == ["README.md"]
 
 
 def carried_out(commands: list[str], cwd: Path, **variables: str) -> str:
@@ -230,7 +359,7 @@ def without_times(session: str) -> str:
 
 
 def test_the_session_on_the_command_line(tmp_path: Path) -> None:
-    (session,) = blocks("shell-session")
+    (session,) = blocks("README.md", "shell-session")
     with open(tmp_path / "checkpoint.pt", "wb") as checkpoint:
         checkpoint.truncate(100_000_000)
     with server_program(tmp_path / "archive") as program:

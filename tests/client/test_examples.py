@@ -68,13 +68,17 @@ def test_every_example_is_run_here() -> None:
     assert scripts == {"policy.py", "trainer.py", "actor.py", "blocking_trainer.py", "blocking_actor.py"}
 
 
-def test_the_readmes_programs(url: str, tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    programs = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+def test_the_programs_in_the_documentation(url: str, tmp_path: Path) -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text() for page in pages)
+    programs = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     said = []
     for program in programs:
         path = tmp_path / "program.py"
         path.write_text(program.replace("grpc://localhost:9002", url))
         with example(path) as running:
             said += finished(running)
-    assert said == ["1 b'its weights'"] * 2
+    assert said == [
+        *["1 b'its weights'"] * 2,
+        *["1 stored 1000", "2 published 1010", "3 stored 1020", 'no model "my_policy_2" found'],
+    ]
