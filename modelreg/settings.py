@@ -231,7 +231,7 @@ class Settings:
         default="127.0.0.1",
         default_text="127.0.0.1",
         convert=_host,
-        meaning="Address to listen on: this machine only, unless told otherwise; 0.0.0.0 or :: for everybody.",
+        meaning="Address to listen on. The default lets only this machine connect; 0.0.0.0 or :: let every machine.",
     )
     grpc_reflection: bool = _option(
         env="COGMENT_MODEL_REGISTRY_GRPC_REFLECTION",
@@ -248,7 +248,7 @@ class Settings:
         default=Path(".cogment/model_registry"),
         default_text=".cogment/model_registry",
         convert=_path,
-        meaning="Directory of models and stored versions. Made if it isn't there.",
+        meaning="Directory of models and stored versions. The server makes it if it isn't there.",
     )
     cache_max_items: int = _option(
         env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_ITEMS",
@@ -256,7 +256,7 @@ class Settings:
         default=100,
         default_text="100",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many transient versions are kept in memory.",
+        meaning="Most transient versions kept in memory.",
     )
     cache_max_items_per_model: int = _option(
         env="COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_ITEMS_PER_MODEL",
@@ -264,7 +264,7 @@ class Settings:
         default=0,
         default_text="0",
         convert=_number(0, _MAX_COUNT),
-        meaning="How many of them one model may have; its least recently used one goes first. 0 sets no limit but "
+        meaning="Most transient versions of one model; its least recently used one goes first. 0 sets no limit but "
         "--cache_max_items.",
     )
     cache_max_bytes: int = _option(
@@ -273,7 +273,7 @@ class Settings:
         default=lambda: Shares.of(memory_bytes()).cache,
         default_text="a quarter of the memory",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many bytes transient versions may take in memory, all together.",
+        meaning="Most bytes that all transient versions together take in memory.",
     )
     scrub_bytes_per_second: int = _option(
         env="COGMENT_MODEL_REGISTRY_SCRUB_BYTES_PER_SECOND",
@@ -281,8 +281,7 @@ class Settings:
         default=0,
         default_text="0",
         convert=_number(0, _MAX_COUNT),
-        meaning="How much of what is stored is read again each second, to find damage on the disk early. 0 reads "
-        "none of it.",
+        meaning="Stored bytes that are read again each second, to find damage on the disk early. 0 reads none.",
     )
     sent_version_chunk_size: int = _option(
         env="COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
@@ -290,8 +289,8 @@ class Settings:
         default=DOCUMENTED_CHUNK_BYTES,
         default_text=str(DOCUMENTED_CHUNK_BYTES),
         convert=_number(1, _MAX_CHUNK_BYTES),
-        meaning="Largest chunk of version data sent. While it isn't set, messages also stay under 4 MiB, the most "
-        "that gRPC clients accept by default; set, it is obeyed.",
+        meaning="Largest chunk of version data sent. While the option isn't set, messages also stay under 4 MiB, the "
+        "most that gRPC clients accept by default.",
     )
     upload_buffer_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_UPLOAD_BUFFER_BYTES",
@@ -299,7 +298,7 @@ class Settings:
         default=lambda: Shares.of(memory_bytes()).uploads,
         default_text="an eighth of the memory, at most 268435456",
         convert=_number(16 * 1024 * 1024, _MAX_COUNT),
-        meaning="How much memory uploads share. One that finds none left waits, and its client with it.",
+        meaning="Memory that all uploads share. An upload that finds none left waits, and its client waits with it.",
     )
     max_version_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_VERSION_BYTES",
@@ -307,7 +306,7 @@ class Settings:
         default=0,
         default_text="0",
         convert=_number(0, _MAX_COUNT),
-        meaning="Largest version accepted. 0 sets no limit but the room there is.",
+        meaning="Largest version accepted. 0 sets no limit.",
     )
     max_user_data_entries: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_USER_DATA_ENTRIES",
@@ -331,8 +330,8 @@ class Settings:
         default=4 * 1024 * 1024,
         default_text="4194304",
         convert=_number(1024, 1024 * 1024 * 1024),
-        meaning="Largest message accepted, decompressed. Those with a version's data aren't counted: they are never "
-        "held as a whole.",
+        meaning="Largest message accepted, decompressed. Messages with a version's data have no limit: the server never "
+        "holds one as a whole.",
     )
     max_reply_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_REPLY_BYTES",
@@ -340,8 +339,8 @@ class Settings:
         default=lambda: Shares.of(memory_bytes()).largest_reply,
         default_text="a 32nd of the memory, at most 67108864",
         convert=_number(1024, _MAX_CHUNK_BYTES),
-        meaning="Largest list sent. A client that asks for more is told to ask for pages. The data of versions isn't "
-        "counted.",
+        meaning="Largest list sent. A client that asks for a larger one is told to ask for pages. The data of versions "
+        "has no limit.",
     )
     max_header_bytes: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_HEADER_BYTES",
@@ -349,7 +348,7 @@ class Settings:
         default=16 * 1024,
         default_text="16384",
         convert=_number(1024, 256 * 1024),
-        meaning="Most that a call's headers, metadata among them, may take. Clients are told; a call with more is "
+        meaning="Most bytes of a call's headers, metadata among them. Clients are told the limit. A call with more is "
         "refused.",
     )
     max_connections: int = _option(
@@ -358,8 +357,8 @@ class Settings:
         default=1024,
         default_text="1024",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many connections there may be at once, and never more than half of the files that may be open "
-        "(ulimit -n). A further one takes the place of one that makes no call; if there is none, it may only check the health.",
+        meaning="Most connections at once, and never more than half of the files that may be open (ulimit -n). A further "
+        "one takes the place of one that makes no call; if there is none, it may only check the health.",
     )
     max_concurrent_streams: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CONCURRENT_STREAMS",
@@ -367,8 +366,8 @@ class Settings:
         default=4096,
         default_text="4096",
         convert=_number(1, 2**31 - 1),
-        meaning="How many calls, watches among them, may run at once on one connection. Clients are told, and wait; "
-        "more are refused.",
+        meaning="Most calls, watches among them, at once on one connection. Clients are told the limit, and wait. More "
+        "are refused.",
     )
     max_calls: int = _option(
         env="COGMENT_MODEL_REGISTRY_MAX_CALLS",
@@ -376,8 +375,8 @@ class Settings:
         default=lambda: Shares.of(memory_bytes()).calls,
         default_text="one for each 64 KiB of the memory, at most 65536",
         convert=_number(2, _MAX_COUNT),
-        meaning="How many calls, watches among them, may run at once on all connections, and half as many from one address. "
-        "More are refused, but for health checks.",
+        meaning="Most calls, watches among them, at once on all connections; half as many from one address. More are "
+        "refused, except health checks.",
     )
     handshake_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_HANDSHAKE_TIMEOUT",
@@ -385,8 +384,8 @@ class Settings:
         default=10,
         default_text="10",
         convert=_number(1, _MAX_COUNT),
-        meaning="How many seconds a client has for the handshakes of TLS and HTTP/2, and for the rest of each frame "
-        "but of data.",
+        meaning="Seconds that a client has for the handshakes of TLS and HTTP/2, and to complete each frame other than "
+        "data.",
     )
     idle_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_IDLE_TIMEOUT",
@@ -394,8 +393,8 @@ class Settings:
         default=1800,
         default_text="1800",
         convert=_number(1, _MAX_COUNT),
-        meaning="After how many seconds without a call a client is asked to close its connection; its next call "
-        "opens another.",
+        meaning="Seconds without a call after which a client is asked to close its connection. Its next call opens "
+        "another.",
     )
     stall_timeout: int = _option(
         env="COGMENT_MODEL_REGISTRY_STALL_TIMEOUT",
@@ -403,8 +402,8 @@ class Settings:
         default=300,
         default_text="300",
         convert=_number(1, _MAX_COUNT),
-        meaning="After how many seconds a call ends whose client sends, or takes, less than 4 KiB meanwhile, though the "
-        "server waits for it.",
+        meaning="Seconds after which a call ends if its client sent, or took, less than 4 KiB in them while the server "
+        "waited for it.",
     )
     authentication_token_file: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_AUTHENTICATION_TOKEN_FILE",
@@ -412,8 +411,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_file,
-        meaning="File of the tokens that calls need, one a line after read-write or read-only; name=NAME may "
-        "follow. Without it, everybody may call.",
+        meaning="File of accepted tokens, one a line after read-write or read-only; name=NAME may follow. Without it, "
+        "calls need no token.",
     )
     tls_certificate: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_TLS_CERTIFICATE",
@@ -421,7 +420,7 @@ class Settings:
         default=None,
         default_text="none",
         convert=_file,
-        meaning="Certificate to serve TLS with, PEM, with those that lead to its CA. Read again on SIGHUP.",
+        meaning="PEM file of the certificate to serve TLS with, and of those that lead to its CA. Read again on SIGHUP.",
     )
     tls_key: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_TLS_KEY",
@@ -429,7 +428,7 @@ class Settings:
         default=None,
         default_text="none",
         convert=_file,
-        meaning="Key of the TLS certificate, PEM, not encrypted.",
+        meaning="PEM file of the TLS certificate's key, not encrypted.",
     )
     tls_client_ca: Path | None = _option(
         env="COGMENT_MODEL_REGISTRY_TLS_CLIENT_CA",
@@ -437,7 +436,7 @@ class Settings:
         default=None,
         default_text="none",
         convert=_file,
-        meaning="CA, PEM, from which clients need a certificate. Without it, none is asked for.",
+        meaning="PEM file of the CA that clients need a certificate from. Without it, clients need none.",
     )
     log_level: LogLevel = _option(
         env="COGMENT_LOG_LEVEL",
@@ -445,7 +444,7 @@ class Settings:
         default="info",
         default_text="info",
         convert=_log_level,
-        meaning="Least level logged: off, error, warning, info, debug or trace, or 0 to 5 for these.",
+        meaning="Lowest level logged: off, error, warning, info, debug or trace, or 0 to 5 for these.",
     )
     log_file: Path | None = _option(
         env="COGMENT_LOG_FILE",
@@ -461,8 +460,7 @@ class Settings:
         default=0,
         default_text="0",
         convert=_number(0, _MAX_COUNT),
-        meaning="How many days' log files are kept, today's among them. Older ones of the same base name are deleted. "
-        "0 keeps all.",
+        meaning="Days of log files to keep, today among them. Older files of the same base name are deleted. 0 keeps all.",
     )
     log_format: LogFormat = _option(
         env="COGMENT_LOG_FORMAT",
@@ -470,7 +468,7 @@ class Settings:
         default="text",
         default_text="text",
         convert=_log_format,
-        meaning="text, for people, or json, one object a line.",
+        meaning="text for people, or json with one object a line.",
     )
     directory_endpoint: str | None = _option(
         env="COGMENT_DIRECTORY_ENDPOINT",
@@ -486,8 +484,8 @@ class Settings:
         default=None,
         default_text="none",
         convert=_token,
-        meaning="Token recorded in the directory: those who ask it for this registry need the same. As a flag it's "
-        "visible to other users of the machine: use the variable.",
+        meaning="Token recorded in the directory: clients that ask the directory for this registry need the same. Other "
+        "users of the machine can see the flag: use the variable.",
         secret=True,
     )
     directory_registration_host: str | None = _option(

@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 import modelreg
+from benchmarks import __main__ as benchmarks
 from modelreg.cli import command, outcome
 from modelreg.client import LatestModel, ModelRegistry, RegistryError
 from modelreg.errors import StartupError
@@ -47,7 +48,7 @@ PAGES = {
 LONGEST_README = 150
 LONGEST_LINE = 100
 
-# Flags of other programs, in what pages show of them.
+# Flags of other programs, in commands that pages show.
 FOREIGN_FLAGS = {"--check", "--no-cache-dir", "--uid"}
 
 COMMANDS = command.modelreg.commands
@@ -55,7 +56,6 @@ CONTEXT = click.Context(command.modelreg)
 
 # What newer releases of click have for a default that isn't given.
 UNSET = getattr(click.core, "UNSET", None)
-
 
 FENCED = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -128,10 +128,10 @@ def exit_codes() -> dict[int, str]:
     meanings = {
         outcome.OK: "Done; a server was stopped by a signal.",
         outcome.INCOMPLETE: "Done, and it found damage, left out entries, or a command that it ran failed.",
-        outcome.USAGE: "The command line is wrong: an option, an argument, or a file it names that isn't there.",
+        outcome.USAGE: "The command line is wrong: an option, an argument, or a file that isn't there.",
         outcome.SOFTWARE: "A bug. `--log_level=debug` shows where.",
         outcome.INTERRUPTED: "Interrupted; a server, before it served.",
-        outcome.DEAF: "What read the output has gone.",
+        outcome.DEAF: "The reader of the output has gone.",
     }
     further = [(ending.exit_code, ending.meaning) for ending in outcome.CLIENT_ENDINGS.values()]
     for code, meaning in (*further, (outcome.FileTrouble.exit_code, inspect.getdoc(outcome.FileTrouble) or "")):
@@ -148,9 +148,12 @@ def test_the_options_table() -> None:
 
 
 def test_nothing_else_is_called_an_option() -> None:
-    flags = {flag for command in COMMANDS.values() for option in flags_of(command) for flag in option.opts} | {"--help"}
+    commands = [*COMMANDS.values(), benchmarks.main]
+    flags = {
+        flag for command in commands for option in flags_of(command) for flag in option.opts + option.secondary_opts
+    }
     text = "\n".join(PAGES.values())
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)) <= flags | FOREIGN_FLAGS
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", text)) <= flags | FOREIGN_FLAGS | {"--help"}
     variables = {option.env for option in OPTIONS} | {str(flag.envvar) for flag in common_flags() if flag.envvar}
     assert set(re.findall(r"COGMENT_[A-Z_]+", text)) == variables | {"COGMENT_MODEL_REGISTRY_TOKEN"}
 

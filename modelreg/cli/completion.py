@@ -107,7 +107,7 @@ add_completion_class(Bash)
 @click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print what a SHELL (bash, zsh or fish) needs to complete commands, flags and models.
+    """Print the script that makes SHELL (bash, zsh or fish) complete commands, flags and models.
 
     For bash, put this into ~/.bashrc: eval "$(modelreg completion bash)"
     """

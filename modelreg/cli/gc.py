@@ -16,7 +16,7 @@ from modelreg.cli.output import Format, Output, format_option
 @click.option("--yes", is_flag=True, help="Delete what is listed.")
 @format_option
 def gc_command(archive_dir: Path, yes: bool, output: Format) -> None:
-    """List what nothing refers to: data of deleted models, and files of uploads that a crash cut short.
+    """List files that nothing refers to: data of deleted models, and uploads that a crash cut short.
 
     A start deletes the latter, and data that is a day old. No server may be running on the directory. What is in quarantine stays.
     """

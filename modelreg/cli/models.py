@@ -38,7 +38,7 @@ def models_command(session: Session) -> None:
 @model_argument
 @connecting
 def versions_command(session: Session, model: str) -> None:
-    """List the versions of MODEL that are available, and say which of them are damaged."""
+    """List the available versions of MODEL, and which of them are damaged."""
     session.output.needed()
     infos = session.registry.list_iterations(model)
     damaged = _damaged(session, model)

@@ -104,12 +104,12 @@ CLIENT_ENDINGS = {
     ),
     "Refused": Ending(
         21,
-        "The registry says that what it was asked can't be right.",
+        "The registry refuses the request: it can't be right.",
         {"the directory at": _IS_IT_THE_DIRECTORY, "there is no method": _IS_IT_A_REGISTRY},
     ),
     "Denied": Ending(
         22,
-        "The registry wants a token or a certificate, or this one may not do it; or its own isn't trusted.",
+        "A token or a certificate is missing or may not do this; or the registry's own isn't trusted.",
         {
             "the directory at": _IS_IT_THE_DIRECTORY,
             "isn't trusted": "give the certificate of its CA with --root-certificates",
@@ -121,7 +121,7 @@ CLIENT_ENDINGS = {
     "Exhausted": Ending(23, "The registry has no room."),
     "Unavailable": Ending(
         24,
-        "Nobody answers at the endpoint.",
+        "No registry answers at the endpoint.",
         {
             "the directory at": _IS_IT_THE_DIRECTORY,
             "seems to speak none": "leave out --tls and --root-certificates, or say with --endpoint where it is",
@@ -135,12 +135,12 @@ CLIENT_ENDINGS = {
     ),
     "OutcomeUnknown": Ending(
         25,
-        "The connection was lost when it may have been done.",
+        "The connection was lost. The registry may have done it, or not.",
         {"": "see with 'modelreg versions' whether it was"},
     ),
     "DeadlineExceeded": Ending(26, "It took longer than --timeout allows.", {"": "try again with a longer --timeout"}),
     "Damaged": Ending(
-        27, "The data that came isn't what was stored, by its hash.", {"": "push it again from the original"}
+        27, "The data that arrived has another hash than the version.", {"": "push it again from the original"}
     ),
     "Failed": Ending(
         28,

@@ -46,7 +46,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         default=DEFAULT_ENDPOINT,
         show_default=True,
         show_envvar=True,
-        help="Where the registry is. cogment://discover asks the Directory of COGMENT_DIRECTORY_ENDPOINT.",
+        help="URL of the registry. cogment://discover asks the Directory of COGMENT_DIRECTORY_ENDPOINT.",
     ),
     click.option(
         "--token-file",
@@ -55,7 +55,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         envvar="COGMENT_MODEL_REGISTRY_TOKEN_FILE",
         type=_FILE,
         show_envvar=True,
-        help="File with the token that the registry wants. COGMENT_MODEL_REGISTRY_TOKEN holds the token itself.",
+        help="File with the token for the registry. COGMENT_MODEL_REGISTRY_TOKEN holds the token itself.",
     ),
     click.option(
         "--tls",
@@ -63,7 +63,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         default=None,
         envvar="COGMENT_MODEL_REGISTRY_TLS",
         show_envvar=True,
-        help="Use TLS. Without --root-certificates, trust who the system trusts.  [default: off]",
+        help="Use TLS. Without --root-certificates, trust the system's CAs.  [default: off]",
     ),
     click.option(
         "--root-certificates",
@@ -72,7 +72,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         envvar="COGMENT_MODEL_REGISTRY_ROOT_CERTIFICATES",
         type=_FILE,
         show_envvar=True,
-        help="Use TLS, and trust who these vouch for; PEM.",
+        help="PEM file of CA certificates to trust; implies --tls.",
     ),
     click.option(
         "--certificate-chain",
@@ -81,7 +81,7 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         envvar="COGMENT_MODEL_REGISTRY_CERTIFICATE_CHAIN",
         type=_FILE,
         show_envvar=True,
-        help="Certificate to show to a registry that asks for one; PEM.",
+        help="PEM file of the certificate to show to the registry; needs --private-key.",
     ),
     click.option(
         "--private-key",
@@ -90,19 +90,19 @@ CONNECTION: tuple[Callable[[Any], Any], ...] = (
         envvar="COGMENT_MODEL_REGISTRY_PRIVATE_KEY",
         type=_FILE,
         show_envvar=True,
-        help="Key of that certificate; PEM.",
+        help="PEM file of that certificate's key, not encrypted.",
     ),
     click.option(
         "--timeout",
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
-        help="Give up what takes longer; a watch ends then.  [default: never]",
+        help="Time limit of each call; a watch ends then.  [default: never]",
     ),
     click.option(
         "--patience",
         metavar="SECONDS",
         type=click.FloatRange(min=0),
-        help=f"How long to try again where nobody answers.  [default: {UNKNOWN_PATIENCE:g}, "
+        help=f"How long to try again when no registry answers.  [default: {UNKNOWN_PATIENCE:g}, "
         f"or {KNOWN_PATIENCE:g} once it has answered]",
     ),
 )

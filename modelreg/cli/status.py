@@ -13,7 +13,7 @@ DAMAGED_VERSIONS = "damaged_versions"
 @click.command("status")
 @connecting
 def status_command(session: Session) -> None:
-    """Show what the registry says of itself: its version, how much it holds, and the load of its machine."""
+    """Show the registry's version, how much it holds, and the load of its machine."""
     session.output.needed()
     versions = session.registry.versions()
     statuses = session.registry.status("*")

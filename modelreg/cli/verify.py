@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @format_option
 @click.pass_obj
 def verify_command(invocation: Invocation, archive_dir: Path, repair: bool, output: Format) -> None:
-    """Hash everything that is stored, and say what is damaged.
+    """Hash all stored data, and report damage.
 
     Beside a running server it only reads. Ends with 0 where all is well, with 1 where something is damaged, also if it has been repaired. A repair deletes
     nothing: what is bad is kept in quarantine, and versions whose data is lost stay listed until the same data is stored again.

@@ -50,7 +50,7 @@ VARIABLES = {
 def watch_command(
     session: Session, model: str, after: int | None, wait: float, count: int | None, command: str | None
 ) -> None:
-    """Say what the latest version of MODEL is, and then each new one as soon as it's there.
+    """Tell the latest version of MODEL, then each new one as soon as it's there.
 
     It goes on when the registry is started again, and leaves out no version that is available. COMMAND finds the version in MODELREG_MODEL,
     MODELREG_VERSION, MODELREG_SIZE, MODELREG_STORED and MODELREG_SHA256, and as JSON on its standard input. Where it fails, the watch goes on, and
