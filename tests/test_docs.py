@@ -1,24 +1,12 @@
-"""The README and docs/ are true: tables, figures and drawings are compared with the code, transcripts are carried out."""
+"""The README and docs/ are true: tables, figures and drawings are compared with the code."""
 
 from __future__ import annotations
 
 import configparser
-import contextlib
-import fcntl
 import inspect
-import json
-import os
-import pty
 import re
-import shlex
-import shutil
-import struct
-import subprocess
-import sys
-import termios
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
@@ -37,13 +25,9 @@ from modelreg.services.messages import CREATE_MODEL_KEY, OFFSET_KEY, REQUEST_ID_
 from modelreg.services.status import HIGHEST_LOAD
 from modelreg.settings import OPTIONS, Option
 from modelreg.storage import layout
-from tests.support.server import ROOT, environment, server_program
+from tests.support.pages import PAGES, blocks, prose, sentences
+from tests.support.server import ROOT
 from tests.test_layers import MODULES, ROOMS, room_of, rooms_imported
-
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-}
 
 LONGEST_README = 150
 LONGEST_LINE = 100
@@ -56,23 +40,6 @@ CONTEXT = click.Context(command.modelreg)
 
 # What newer releases of click have for a default that isn't given.
 UNSET = getattr(click.core, "UNSET", None)
-
-FENCED = re.compile(r"^```([\w-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """A page's code blocks in a language."""
-    return [block for of, block in FENCED.findall(PAGES[page]) if of == language]
-
-
-def prose(page: str) -> str:
-    """A page without its code blocks."""
-    return FENCED.sub("", PAGES[page])
-
-
-def sentences(page: str) -> str:
-    """A page as one line, so that a sentence can be found wherever it's broken."""
-    return " ".join(PAGES[page].split())
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -213,6 +180,19 @@ def test_the_figures_that_the_code_has() -> None:
     assert f"`FORMAT`, which is {layout.FORMAT_VERSION} today" in sentences("docs/operations.md")
 
 
+def test_the_figures_of_the_readme() -> None:
+    figures = re.findall(r"\d[\d,]*(?= (?:MB/s|ms|MB)\b)", PAGES["README.md"])
+    assert len(figures) >= 4
+    assert set(figures) <= set(re.findall(r"\d[\d,]*", PAGES["docs/benchmarks.md"]))
+
+
+def test_the_oldest_python() -> None:
+    setup = configparser.RawConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    oldest = setup["options"]["python_requires"].removeprefix(">=")
+    assert f"With Python {oldest} or newer" in sentences("README.md")
+
+
 def test_the_metadata_that_the_code_knows() -> None:
     keys = {REQUEST_ID_KEY, CREATE_MODEL_KEY, OFFSET_KEY, WATCH_KEEPALIVE_KEY, USER_ID_KEY}
     assert set(re.findall(r"^\| `((?:modelreg|user)-[\w-]+)` \|", PAGES["docs/grpc.md"], re.MULTILINE)) == keys
@@ -285,92 +265,6 @@ def test_the_faults() -> None:
     assert written <= {file for file, _ in named}, "add a row"
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1))
-
-
-def transcripts(page: str) -> list[tuple[str, str]]:
-    """Each command of a page's transcripts, and what it prints."""
-    found = []
-    for block in blocks(page, "console"):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, output = re.split(r"\n(?=\{)", part, maxsplit=1)
-            found.append((line, output))
-    return found
-
-
-def comparable(output: str) -> list[object]:
-    """The messages that grpcurl prints, but for what is another every time."""
-    text = re.sub(r'("creationTimestamp": )"\d{19}"', r'\1"now"', output).strip()
-    decoder, messages, position = json.JSONDecoder(), [], 0
-    while position < len(text):
-        found, position = decoder.raw_decode(text, position)
-        messages.append(found)
-        position += len(text[position:]) - len(text[position:].lstrip())
-    return messages
-
-
-@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl isn't installed")
-def test_the_transcripts(tmp_path: Path) -> None:
-    with server_program(tmp_path, "--grpc_reflection") as program:
-        for line, expected in transcripts("docs/grpc.md"):
-            ended = subprocess.run(
-                ["bash", "-c", line.replace("localhost:9002", f"localhost:{program.port}")],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert (ended.returncode, ended.stderr) == (0, ""), line
-            assert comparable(ended.stdout) == comparable(expected), line
-    assert len(transcripts("docs/grpc.md")) == 13
-
-
-def test_all_transcripts_are_carried_out() -> None:
-    assert [page for page in PAGES if blocks(page, "console")] == ["docs/grpc.md"]
-    assert [page for page in PAGES if blocks(page, "shell-session")] == ["README.md"]
-
-
-def carried_out(commands: list[str], cwd: Path, **variables: str) -> str:
-    """What a terminal shows where these commands are typed, but for what goes to standard error, of which there is to be none."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 120, 0, 0))
-    script = "\n".join(
-        [
-            f'modelreg() {{ {sys.executable} -m modelreg "$@"; }}',
-            *(f"echo '$ '{shlex.quote(line)}; {line}" for line in commands),
-        ]
-    )
-    with open(ours, "rb", buffering=0) as terminal, open(cwd / "stderr", "w+") as stderr:
-        with subprocess.Popen(
-            ["bash", "-c", script], cwd=cwd, env=environment(**variables), stdin=theirs, stdout=theirs, stderr=stderr
-        ) as process:
-            os.close(theirs)
-            shown = b""
-            with contextlib.suppress(OSError):  # EIO, when the last process has closed the terminal
-                while data := terminal.read(4096):
-                    shown += data
-            process.wait(60)
-        stderr.seek(0)
-        assert stderr.read() == ""
-    return shown.decode().replace("\r\n", "\n")
-
-
-def without_times(session: str) -> str:
-    """A session with the same time everywhere, and without what is bold on a terminal."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", session)
-    lines = [line.rstrip() for line in plain.split("\n")]
-    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "now", "\n".join(lines))
-
-
-def test_the_session_on_the_command_line(tmp_path: Path) -> None:
-    (session,) = blocks("README.md", "shell-session")
-    with open(tmp_path / "checkpoint.pt", "wb") as checkpoint:
-        checkpoint.truncate(100_000_000)
-    with server_program(tmp_path / "archive") as program:
-        endpoint = f"grpc://127.0.0.1:{program.port}"
-        commands = re.findall(r"^\$ (.*)$", session, re.MULTILINE)
-        shown = carried_out(commands, tmp_path, COGMENT_MODEL_REGISTRY_ENDPOINT=endpoint, TERM="xterm", TZ="UTC")
-    assert without_times(shown) == without_times(session)
-    assert len(commands) == 5
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 import modelreg.client.blocking as cogment
+from tests.support.pages import PAGES, blocks
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -69,9 +69,7 @@ def test_every_example_is_run_here() -> None:
 
 
 def test_the_programs_in_the_documentation(url: str, tmp_path: Path) -> None:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    text = "\n".join(page.read_text() for page in pages)
-    programs = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    programs = [program for page in PAGES for program in blocks(page, "python")]
     said = []
     for program in programs:
         path = tmp_path / "program.py"
