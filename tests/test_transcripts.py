@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import modelreg.client.blocking as cogment
 from tests.support.pages import PAGES, blocks
 from tests.support.server import environment, server_program
 
@@ -57,6 +58,15 @@ def test_the_transcripts(tmp_path: Path) -> None:
             assert (ended.returncode, ended.stderr) == (0, ""), line
             assert comparable(ended.stdout) == comparable(expected), line
     assert len(transcripts("docs/grpc.md")) == 13
+
+
+def test_the_names_of_status(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (`\w[^|]*`) \| ", PAGES["docs/grpc.md"].partition("## Status")[2], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w:]+)`", row)} - {"damaged_versions:MODEL"}
+    with server_program(tmp_path) as program, cogment.Context("test") as context:
+        registry = context.get_model_registry_v2(cogment.Endpoint(f"grpc://127.0.0.1:{program.port}"))
+        assert set(registry.status("*", "max_version_bytes", "cache_max_bytes")) == named
+        assert set(registry.status("*")) == named - {"max_version_bytes", "cache_max_bytes"}
 
 
 def test_all_transcripts_are_carried_out() -> None:
