@@ -95,8 +95,8 @@ def _versions_by_number(registry: Registry, message: api.RetrieveVersionInfosReq
     count = message.versions_count or None
     _check_number(len(asked), "versions")
     found = registry.versions_by_number(message.model_id, asked)
-    start = handles.place_among([version.number for version in found], handle)
-    page = found[start : None if count is None else start + count]
+    start = handles.place_among([version.number for version in found], handle) if handle else 0
+    page = found[start : None if count is None else start + count] if start or count else found
     last = page[-1].number if page else None
     after = (
         handles.after_numbers(last, asked, start + len(page), handle) if count else handles.after_versions(last, handle)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from purerpc.grpclib.exceptions import RpcFailedError
@@ -21,13 +21,17 @@ def failure(code: StatusCode, message: str) -> Exception:
     return error
 
 
-@contextmanager
-def errors_as_statuses() -> Iterator[None]:
+class errors_as_statuses:  # noqa: N801 - a context manager; each call has two, and a generator takes 1 µs more
     """Raises an error of the domain that comes out of the block as a gRPC status."""
-    try:
-        yield
-    except ModelregError as error:
-        raise failure(error.status, str(error)) from error
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ModelregError):
+            raise failure(error.status, str(error)) from error
 
 
 def translated(service: Service) -> Service:

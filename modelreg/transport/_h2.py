@@ -29,6 +29,7 @@ What is replaced, and why:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -43,18 +44,51 @@ from . import frames
 from .faults import ConnectionFault, ErrorCode
 
 _SettingCodes = h2.settings.SettingCodes
-_SEND_HEADERS = h2.stream.StreamInputs.SEND_HEADERS
-_SEND_END_STREAM = h2.stream.StreamInputs.SEND_END_STREAM
-_SEND_RST_STREAM = h2.stream.StreamInputs.SEND_RST_STREAM
-_RECV_HEADERS = h2.stream.StreamInputs.RECV_HEADERS
-_RECV_END_STREAM = h2.stream.StreamInputs.RECV_END_STREAM
+_StreamInputs = h2.stream.StreamInputs
 _CONNECTION_RECV_HEADERS = h2.connection.ConnectionInputs.RECV_HEADERS
+_SERVER_OPEN = h2.connection.ConnectionState.SERVER_OPEN
+_CLOSED = h2.stream.StreamState.CLOSED
 _SEND_SETTINGS = h2.connection.ConnectionInputs.SEND_SETTINGS
 _StreamReset = h2.events.StreamReset
 _RemoteSettingsChanged = h2.events.RemoteSettingsChanged
 _PingAckReceived = h2.events.PingAckReceived
 
 MAX_WINDOW = 2**31 - 1
+MAX_CLOSED_STREAMS = 1024
+"""Closed streams of a connection that are remembered. h2 would keep 65,536, which is 10 MB for each that lives long."""
+
+
+class _Input:
+    """An input of h2's state machine for streams.
+
+    `give` does what the machine's `process_input` does for half the cost, most of which is hashing enums.
+    """
+
+    def __init__(self, which: h2.stream.StreamInputs) -> None:
+        self._which = which
+        table = h2.stream._transitions  # noqa: SLF001
+        self._rows = {state: row for (state, row_of), row in table.items() if row_of is which}
+
+    def give(self, machine: Any) -> None:
+        before = machine.state
+        row = self._rows.get(before)
+        if row is None:
+            machine.process_input(self._which)  # raises
+            return
+        function, machine.state = row
+        if function is not None:
+            try:
+                function(machine, before)
+            except BaseException:
+                machine.state = _CLOSED
+                raise
+
+
+_SEND_HEADERS = _Input(_StreamInputs.SEND_HEADERS)
+_SEND_END_STREAM = _Input(_StreamInputs.SEND_END_STREAM)
+_SEND_RST_STREAM = _Input(_StreamInputs.SEND_RST_STREAM)
+_RECV_HEADERS = _Input(_StreamInputs.RECV_HEADERS)
+_RECV_END_STREAM = _Input(_StreamInputs.RECV_END_STREAM)
 
 
 class StreamHandle(Protocol):
@@ -73,8 +107,9 @@ class Listener(Protocol):
 
 class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
     highest_inbound_stream_id: int
-    MAX_CLOSED_STREAMS = 1024  # h2 remembers the last 65,536, which is 10 MB for each connection that lives long
     open_inbound_streams = 0
+    first_window = 65535
+    """The outbound window of a new stream, as SETTINGS have it."""
     window_change = 0
     """Not yet added to the windows of the streams: by how much SETTINGS have changed their beginning."""
 
@@ -84,6 +119,7 @@ class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
         if _SettingCodes.INITIAL_WINDOW_SIZE in changes:
             change = changes[_SettingCodes.INITIAL_WINDOW_SIZE]
             self.window_change += change.new_value - change.original_value
+            self.first_window = change.new_value
         if _SettingCodes.MAX_FRAME_SIZE in changes:
             self.max_outbound_frame_size = changes[_SettingCodes.MAX_FRAME_SIZE].new_value
         acknowledgement = h2.connection.SettingsFrame(0)
@@ -98,8 +134,8 @@ class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
         stream = h2.stream.H2Stream(
             stream_id,
             config=self.config,
-            inbound_window_size=self.local_settings.initial_window_size,
-            outbound_window_size=self.remote_settings.initial_window_size - self.window_change,
+            inbound_window_size=0,  # `streams.Stream` counts
+            outbound_window_size=self.first_window - self.window_change,
         )
         stream.max_inbound_frame_size = self.max_inbound_frame_size
         stream.max_outbound_frame_size = self.max_outbound_frame_size
@@ -135,6 +171,7 @@ class Engine:
         connection.max_inbound_frame_size = max_frame_bytes
         connection.initiate_connection()
         connection.incoming_buffer.add_data(frames.PREFACE)
+        connection._closed_streams = self._closed = OrderedDict[int, Any]()  # noqa: SLF001 - h2's own is slow to add to
         self._h2 = connection
 
     def dissolve(self) -> None:
@@ -215,18 +252,19 @@ class Engine:
         """The peer opens a stream, one beyond `highest_stream_id`, and ends it at once if `end_stream`."""
         connection = self._h2
         try:
-            connection.state_machine.process_input(_CONNECTION_RECV_HEADERS)
+            if connection.state_machine.state is not _SERVER_OPEN:  # which it stays
+                connection.state_machine.process_input(_CONNECTION_RECV_HEADERS)
             stream = connection._begin_new_stream(stream_id, 1)  # noqa: SLF001
-            stream.state_machine.process_input(_RECV_HEADERS)
+            _RECV_HEADERS.give(stream.state_machine)
             if end_stream:
-                stream.state_machine.process_input(_RECV_END_STREAM)
+                _RECV_END_STREAM.give(stream.state_machine)
         except h2.exceptions.ProtocolError as error:
             raise ConnectionFault(ErrorCode(int(error.error_code)), str(error)) from None
         return cast(StreamHandle, stream)
 
     def peer_ended(self, handle: StreamHandle) -> None:
         """END_STREAM, on DATA or trailers, of a stream that the peer had not ended yet."""
-        cast(Any, handle).state_machine.process_input(_RECV_END_STREAM)
+        _RECV_END_STREAM.give(cast(Any, handle).state_machine)
 
     def stray_data(self, stream_id: int, end_stream: bool) -> None:
         """DATA that the stream's state does not allow."""
@@ -235,19 +273,22 @@ class Engine:
     def headers_sent(self, handle: StreamHandle, end_stream: bool) -> None:
         """The stream's headers, or its trailers, are on their way."""
         machine = cast(Any, handle).state_machine
-        machine.process_input(_SEND_HEADERS)
+        _SEND_HEADERS.give(machine)
         if end_stream:
-            machine.process_input(_SEND_END_STREAM)
+            _SEND_END_STREAM.give(machine)
 
     def reset_sent(self, handle: StreamHandle) -> None:
         """An RST_STREAM for the stream is on its way."""
-        cast(Any, handle).state_machine.process_input(_SEND_RST_STREAM)
+        _SEND_RST_STREAM.give(cast(Any, handle).state_machine)
 
     def forget(self, stream_id: int) -> None:
         """The stream is closed: keep no more of it than how."""
         stream = self._h2.streams.pop(stream_id, None)
         if stream is not None:
-            self._h2._closed_streams[stream_id] = stream.closed_by  # noqa: SLF001
+            closed = self._closed
+            closed[stream_id] = stream.closed_by
+            if len(closed) > MAX_CLOSED_STREAMS:
+                closed.popitem(last=False)
 
     def was_reset(self, stream_id: int) -> bool:
         """Whether a closed stream, of the last that were, ended by an RST_STREAM of either side."""
@@ -259,4 +300,4 @@ class Engine:
 
     def was_reset_here(self, stream_id: int) -> bool:
         """Whether the stream was ended by our RST_STREAM (the peer may not know it yet)."""
-        return self._h2._closed_streams.get(stream_id) is h2.stream.StreamClosedBy.SEND_RST_STREAM  # noqa: SLF001
+        return self._closed.get(stream_id) is h2.stream.StreamClosedBy.SEND_RST_STREAM

@@ -59,7 +59,7 @@ class Block:
 
     Attributes:
         fields: complete once `Decoder.go_on` has returned True.
-        work: bytes of fields decoded so far; 0 for a block that was known.
+        work: bytes of fields decoded so far.
     """
 
     __slots__ = ("changed", "data", "fields", "pos", "work")
@@ -111,24 +111,26 @@ class Decoder:
         self._known: dict[bytes, HeaderList] = {}
         self._known_size = 0
 
+    def known(self, data: bytes) -> HeaderList | None:
+        """The fields of a whole header block, if it is remembered."""
+        return self._known.get(data)
+
     def begin(self, data: bytes) -> Block:
-        """Take in a whole header block. No other may begin before `go_on` has said that this one is done."""
-        known = self._known.get(data)
-        return Block(data, HeaderList()) if known is None else Block(b"", known)
+        """Take in a whole header block that isn't `known`. No other may begin before `go_on` has said that this one is done."""
+        return Block(data, HeaderList())
 
     def go_on(self, block: Block) -> bool:
         """Decode up to `STEP` bytes of a block, or a string that is longer; True when nothing is left."""
         data = block.data
-        if data:
-            try:
-                self._step(block, data)
-            except IndexError:
-                raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "truncated header block") from None
-            except HPACKError as error:
-                raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from None
-            if block.pos < len(data):
-                return False
-            self._remember(block, data)
+        try:
+            self._step(block, data)
+        except IndexError:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "truncated header block") from None
+        except HPACKError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error)) from None
+        if block.pos < len(data):
+            return False
+        self._remember(block, data)
         return True
 
     def _step(self, block: Block, data: bytes) -> None:

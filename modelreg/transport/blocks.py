@@ -23,6 +23,8 @@ class Blocks:
     Attributes:
         stream_id: of the block that was received last.
         ends_stream: whether it came with END_STREAM.
+        fields: of the block that was decoded last.
+        unfinished: whether a whole block has to be decoded.
     """
 
     def __init__(self, max_header_bytes: int, account: Account) -> None:
@@ -32,14 +34,10 @@ class Blocks:
         self._fragments: list[bytes] = []
         self._borrowed = 0
         self._block = Block(b"", HeaderList())
+        self.fields = self._block.fields
         self.stream_id = 0
         self.ends_stream = False
         self.unfinished = False
-
-    @property
-    def fields(self) -> HeaderList:
-        """The fields of the block that was decoded last."""
-        return self._block.fields
 
     def grows(self, size: int) -> None:
         """The block that arrives will have `size` bytes with the next frame. Raises `ConnectionFault` if they are too many."""
@@ -52,7 +50,7 @@ class Blocks:
             self._borrowed += more
 
     def add(self, kind: int, flags: int, stream_id: int, raw: bytes) -> bool:
-        """Take in a frame; True when the block is whole, and has to be decoded."""
+        """Take in a frame; True when the block is whole. It has to be decoded then, if it's `unfinished`."""
         if kind == frames.HEADERS:
             self.stream_id = stream_id
             self.ends_stream = flags & frames.END_STREAM != 0
@@ -63,7 +61,13 @@ class Blocks:
             if not flags & frames.END_HEADERS:
                 return False
             data = b"".join(self._fragments)
+        known = self._decoder.known(data)
+        if known is not None:
+            self.fields = known
+            self.drop()
+            return True
         self._block = self._decoder.begin(data)
+        self.fields = self._block.fields
         self.unfinished = True
         return True
 
@@ -77,7 +81,8 @@ class Blocks:
     def drop(self) -> None:
         """Give back what the block has borrowed."""
         self.unfinished = False
-        self._fragments.clear()
+        if self._fragments:
+            self._fragments.clear()
         if self._borrowed:
             self._account.give(self._borrowed)
             self._borrowed = 0

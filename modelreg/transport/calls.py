@@ -134,7 +134,8 @@ class Call:
                     async for reply in replies:
                         self._raise_incomplete()
                         await self._send(reply)
-                        await self._gate.wait()
+                        if not self._gate.is_open:
+                            await self._gate.wait()
                 self._raise_incomplete()
                 self._core.finish(self.stream, 0, "")
             else:
@@ -189,7 +190,8 @@ class Call:
             return chunks if len(chunks) > 1 else chunks[0]
         if isinstance(reply, FileMessage):
             return reply
-        await self._gate.wait()
+        if not self._gate.is_open:
+            await self._gate.wait()
         return cast(Serializable, reply).SerializeToString()
 
     async def _sent(self) -> None:

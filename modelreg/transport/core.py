@@ -223,8 +223,12 @@ class Core:
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
         if kind in (frames.HEADERS, frames.CONTINUATION):
-            if self._blocks.add(kind, flags, stream_id, raw):
-                self._decode()
+            blocks = self._blocks
+            if blocks.add(kind, flags, stream_id, raw):
+                if blocks.unfinished:
+                    self._decode()
+                else:
+                    self._block_received()
         elif kind == frames.RST_STREAM:
             self._expect_known(stream_id)
             self._count(kind)
@@ -249,12 +253,17 @@ class Core:
         self._blocks.grows(size)
 
     def _decode(self) -> None:
-        """Decode some more of the header block that has arrived; once it's done, it opens or ends its stream."""
+        """Decode some more of the header block that has arrived."""
         blocks = self._blocks
         self.splitter.charge(blocks.decode() >> 4)
         if blocks.unfinished:
             self.splitter.charge(FRAMES_AT_ONCE)
-            return
+        else:
+            self._block_received()
+
+    def _block_received(self) -> None:
+        """A header block was received and decoded: it opens or ends its stream."""
+        blocks = self._blocks
         stream_id, end_stream = blocks.stream_id, blocks.ends_stream
         if stream_id <= self.engine.highest_stream_id:
             self._late_headers(stream_id, end_stream)
@@ -422,14 +431,8 @@ class Core:
                 engine.headers_sent(handle, False)
                 stream.headers_sent = True
                 outbound = self.outbound
-                outbound.whole_reply(
-                    outbound.headers(stream.id, replies.RESPONSE, False)
-                    + frames.frame_header(size, frames.DATA, 0, stream.id)
-                    + PREFIX.pack(0, size - 5)
-                    + message
-                    + self._end(stream, replies.TRAILERS_OK),
-                    size,
-                )
+                beginning = outbound.beginning(stream.id, size)
+                outbound.whole_reply(b"".join((beginning, message, self._end(stream, replies.TRAILERS_OK))), size)
                 return
         self.send_message(stream, message)
         self.finish(stream, 0, "")
@@ -561,7 +564,8 @@ class Core:
         if stream.extra_window:
             self._windows.give(stream.extra_window)
             stream.extra_window = 0
-        self._headers.give(stream.borrowed_headers)
-        stream.borrowed_headers = 0
+        if stream.borrowed_headers:
+            self._headers.give(stream.borrowed_headers)
+            stream.borrowed_headers = 0
         stream.wake_reader()
         stream.wake_sender()

@@ -112,6 +112,13 @@ class Requests(LandsData):
 
     async def only(self, parse: Callable[[bytes], object]) -> object:
         """Parse the message of a call that takes exactly one, when the request has ended."""
+        stream = self._stream
+        if stream.remote_ended and len(stream.inbox) == 1 and self._items is None:
+            assert isinstance(self._messages, WholeMessages)
+            whole = self._messages.only(memoryview(stream.inbox[0][0]))
+            if whole is not None:
+                stream.drop_inbox()
+                return parsed(parse, whole)
         try:
             body = await self.__anext__()
         except StopAsyncIteration:

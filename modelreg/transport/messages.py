@@ -115,8 +115,9 @@ class _Messages:
 
     def release(self) -> None:
         """Nothing is held any more."""
-        self._allowance.give(self._borrowed)
-        self._borrowed = 0
+        if self._borrowed:
+            self._allowance.give(self._borrowed)
+            self._borrowed = 0
 
     def finish(self) -> None:
         """The request has ended; raises if that was within a message."""
@@ -191,6 +192,12 @@ class WholeMessages(_Messages):
     def _begin(self, length: int, compressed: bool) -> None:
         if length > self._limit:
             raise _too_large(self._limit)
+
+    def only(self, chunk: memoryview) -> bytes | None:
+        """The message, if a chunk is exactly one, small and not compressed, as most requests are; else None, and `decode` it."""
+        size = len(chunk) - PREFIX_SIZE
+        whole = 0 <= size <= min(UNCOUNTED, self._limit) and self._left < 0 and not self._prefix
+        return bytes(chunk[PREFIX_SIZE:]) if whole and PREFIX.unpack_from(chunk) == (0, size) else None
 
     def decode(self, chunk: memoryview) -> Iterator[object]:
         """The messages that end in this chunk."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from . import frames, replies
 from ._h2 import Engine
+from .messages import PREFIX, PREFIX_SIZE
 from .reply_memory import ReplyMemory
 from .streams import FilePiece, Stream
 
@@ -145,6 +146,13 @@ class Outbound:
             self._first_block = False
             block = replies.TABLE_SIZE_ZERO + block
         return replies.headers_frame(stream_id, block, end_stream)
+
+    def beginning(self, stream_id: int, size: int) -> bytes:
+        """What comes before the message of a reply that has one: HEADERS, and the DATA frame's head and message prefix."""
+        if self._first_block:
+            headers = self.headers(stream_id, replies.RESPONSE, False)
+            return headers + frames.frame_header(size, frames.DATA, 0, stream_id) + PREFIX.pack(0, size - PREFIX_SIZE)
+        return replies.beginning(stream_id, size)
 
     def add(self, stream: Stream, piece: memoryview | FilePiece) -> None:
         """Queue a part of a message."""

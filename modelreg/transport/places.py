@@ -92,7 +92,7 @@ class Places(Generic[G]):
 
     def busy(self, guest: G) -> None:
         """A connection has calls now."""
-        if guest.has_place:
+        if guest.has_place and guest not in self._busy:
             self._silent.pop(guest, None)
             self._idle.pop(guest, None)
             self._busy[guest] = None

@@ -8,8 +8,10 @@ of a connection (`TABLE_SIZE_ZERO`), which answers any SETTINGS_HEADER_TABLE_SIZ
 from __future__ import annotations
 
 import re
+import struct
 
 from . import frames
+from .messages import PREFIX_SIZE
 
 TABLE_SIZE_ZERO = b"\x20"
 ACCEPTED_ENCODINGS = b"identity,deflate,gzip"
@@ -67,6 +69,19 @@ def trailers_only(code: int, message: str, http_status: int = 200) -> bytes:
         if http_status == 405:
             start += _literal(b"allow", b"POST")
     return start + trailers(code, message)
+
+
+_BEGINNING = struct.Struct(f">HBBBL{len(RESPONSE)}sHBBBLBL")  # two frame headers, and the prefix of a message
+
+
+def beginning(stream_id: int, size: int) -> bytes:
+    """The bytes before the message of a small reply: HEADERS, the header of a DATA frame of `size` bytes, and the prefix."""
+    return _BEGINNING.pack(
+        *(0, len(RESPONSE), frames.HEADERS, frames.END_HEADERS, stream_id),
+        RESPONSE,
+        *(size >> 8, size & 0xFF, frames.DATA, 0, stream_id),
+        *(0, size - PREFIX_SIZE),
+    )
 
 
 def headers_frame(stream_id: int, block: bytes, end_stream: bool) -> bytes:

@@ -43,6 +43,8 @@ class ReplyMemory:
     """The pool that all replies of a server share.
 
     Attributes:
+        size: of the pool, in bytes.
+        used: bytes that replies take.
         limit: the size of the largest reply, in bytes.
         share: what a connection may hold even if the pool is full.
         long: held while a long reply is made. Two half-made ones could wait for each other's memory.
@@ -53,19 +55,14 @@ class ReplyMemory:
         self.patience = limits.stall_timeout
         self.share = max(limits.reply_pool, limits.max_reply_bytes) // limits.max_connections
         self.long = trio.Lock()
-        self._size = max(limits.reply_pool, limits.max_reply_bytes)
-        self._used = 0
+        self.size = max(limits.reply_pool, limits.max_reply_bytes)
+        self.used = 0
         self._waiting: dict[Signal, None] = {}
-
-    @property
-    def used(self) -> int:
-        """Bytes that replies take."""
-        return self._used
 
     @property
     def full(self) -> bool:
         """Whether replies have to wait."""
-        return self._used >= self._size
+        return self.used >= self.size
 
     @property
     def waited_for(self) -> bool:
@@ -74,11 +71,11 @@ class ReplyMemory:
 
     def take(self, size: int) -> None:
         """Count bytes of a reply."""
-        self._used += size
+        self.used += size
 
     def give(self, size: int) -> None:
         """Count bytes that a reply takes no more, and wake the next call."""
-        self._used -= size
+        self.used -= size
         if self._waiting and not self.full:
             signal = next(iter(self._waiting))
             del self._waiting[signal]
@@ -100,7 +97,7 @@ class ReplyMemory:
         counted = 0
         try:
             while not making.done:
-                while self.full and self._used > counted:  # what others hold will be read, or given up
+                while self.full and self.used > counted:  # what others hold will be read, or given up
                     self.ask(signal)
                     await signal.wait()
                 await trio.lowlevel.checkpoint()
@@ -167,17 +164,23 @@ class Gate:
 
     def _fits(self, size: int) -> bool:
         """Whether the pool has room for a reply, or the connection's share of it has."""
-        return not self._memory.full or self._outbound.buffered + size <= self._memory.share
+        memory = self._memory
+        return memory.used < memory.size or self._outbound.buffered + size <= memory.share
 
     def _has_room(self) -> bool:
         return self._outbound.buffered <= REPLY_BACKLOG and self._fits(0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `wait` would return at once. Looking saves each reply a coroutine."""
+        return not self._queue.locked() and self._has_room()
 
     async def wait(self) -> None:
         """Wait until there is room; no checkpoint if there is.
 
         Raises RESOURCE_EXHAUSTED where that takes as long as a client may leave a reply unread.
         """
-        if not self._queue.locked() and self._has_room():
+        if self.is_open:
             return
         with trio.move_on_after(self._memory.patience):
             async with self._queue:
@@ -205,7 +208,8 @@ class Gate:
         Raises RESOURCE_EXHAUSTED where it's too large.
         """
         memory = self._memory
-        await self.wait()
+        if not self.is_open:
+            await self.wait()
         making = _Making(message, memory.limit)
         making.step()
         if making.done and self._fits(making.size):

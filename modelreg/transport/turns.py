@@ -77,20 +77,21 @@ class Turns:
         # What comes and goes here is between trio and the coroutine: traps one way, their outcomes the other.
         trap: Any
         outcome: Any = None
+        send = coroutine.send
         try:
             while True:
                 if self._shares or self._spent >= TURN:
                     yield from self._turn(share).__await__()
                 self._began = began = perf_counter()
                 try:
-                    trap = coroutine.send(outcome)
+                    trap = send(outcome)
                 except StopIteration as stop:
                     result: T = stop.value
                     return result
                 finally:
-                    self._spent += perf_counter() - began
+                    self._spent = spent = self._spent + perf_counter() - began
                     self._steps += 1
-                    if self._spent >= TURN / 2:
+                    if spent >= TURN / 2:
                         self._round_due.set()
                 outcome = yield trap
         finally:

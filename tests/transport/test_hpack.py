@@ -28,6 +28,8 @@ FIELDS = st.lists(
 class Decoder(_hpack.Decoder):
     def decode(self, data: bytes) -> HeaderList:
         """Decode a whole block."""
+        if (known := self.known(data)) is not None:
+            return known
         block = self.begin(data)
         while not self.go_on(block):
             pass
