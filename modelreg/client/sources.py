@@ -41,8 +41,8 @@ INLINE_BYTES = 128 * 1024
 """Less than this is hashed on the spot: a thread costs more."""
 
 # The formats whose bytes are the data, and no pointers to it (PEP 3118 and the struct module): numbers, characters, padding, their shapes and
-# byte orders, and structures of these with their fields' names.
-_PLAIN_FORMAT = re.compile(r"([xcbB?hHiIlLqQnNefdgspuw]|Z[fdg]|[@=<>!^|]|\d+|\([\d,]+\)|T\{|\}|:[^:]*:|\s)*")
+# byte orders, and structures of these with their fields' names. One digit at a time: `\d+` in a repetition tries each way to cut a number.
+_PLAIN_FORMAT = re.compile(r"([xcbB?hHiIlLqQnNefdgspuw]|Z[fdg]|[@=<>!^|]|\d|\([\d,]+\)|T\{|\}|:[^:]*:|\s)*")
 
 Model = Buffer | os.PathLike[str] | IO[bytes] | Iterable[Buffer] | AsyncIterable[Buffer]
 """What can be sent. `Buffer` is bytes, bytearray, memoryview, array, mmap, a NumPy array, and others that have a buffer."""

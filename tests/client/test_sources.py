@@ -257,6 +257,13 @@ def test_structures_of_data_are_sent(store: Any, model: Any) -> None:
     assert store(model) == bytes(model)
 
 
+def test_a_record_with_many_fields_is_refused_at_once(refused: Any) -> None:
+    """The time to look at its format grows with the format's length, not with the ways to cut its numbers in two."""
+    numpy = pytest.importorskip("numpy")
+    fields = [(f"column{number}", "S1000000") for number in range(100)]
+    assert "Python objects" in refused(numpy.zeros(0, dtype=[*fields, ("note", "O")]), ValueError)
+
+
 def test_arrays_of_numpy(store: Any, refused: Any) -> None:
     numpy = pytest.importorskip("numpy")
     for array_ in (
