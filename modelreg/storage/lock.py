@@ -33,6 +33,9 @@ from modelreg.storage.layout import (
     Layout,
     is_quarantine_name,
     is_temporary_name,
+    record_in,
+    sidecar_number,
+    versions_in,
 )
 from modelreg.storage.threads import NO_SPACE_ERRNOS
 from modelreg.storage.unusable import unusable
@@ -202,7 +205,10 @@ def _is_lock(path: Path, *, alone: bool) -> bool:
 
 
 def _is_model(path: Path) -> bool:
-    return _holds_only(path, {"model.json", "versions"}.__contains__)
+    return _holds_only(path, {"model.json", "versions"}.__contains__) and (
+        os.path.lexists(record_in(path))
+        or _holds_only(versions_in(path), lambda name: sidecar_number(name) is not None)
+    )
 
 
 def _holds_only(path: Path, belongs: Callable[[str], bool]) -> bool:

@@ -229,6 +229,7 @@ def file_as(name: str) -> Callable[[Path], None]:
         ("blobs", file_in("blobs", "sha256", "a.bin")),
         ("models", file_in("models", "policy.pt")),
         ("models", file_in("models", "policy", "weights.pt")),
+        ("models", file_in("models", "policy", "versions", "1.pt")),
         ("models", link_to(Path("/tmp"), "models")),
         ("models", file_as("models")),
         ("tmp", file_in("tmp", "unsaved.doc")),
