@@ -5,7 +5,6 @@ What isn't known here is told to whoever asks for it, and left alone.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -67,12 +66,8 @@ def is_directory(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if stat.S_ISLNK(mode):
-        raise _symbolic_link(path)
+        raise sidecars.symbolic_link(path)
     return stat.S_ISDIR(mode)
-
-
-def _symbolic_link(path: str | Path) -> OSError:
-    return OSError(errno.ELOOP, "it's a symbolic link", str(path))
 
 
 def entries(directory: Path) -> list[os.DirEntry[str]]:
@@ -87,7 +82,7 @@ def model_directories(layout: Layout, unknown: Unknown) -> Iterator[Path]:
         if entry.is_dir(follow_symlinks=False):
             yield Path(entry.path)
         elif entry.is_dir():
-            raise _symbolic_link(entry.path)
+            raise sidecars.symbolic_link(entry.path)
         else:
             unknown(entry.path)
 
@@ -160,7 +155,7 @@ def blob_files(layout: Layout, unknown: Unknown) -> Iterator[os.DirEntry[str]]:
     """All blobs there are; their names are their digests. Raises OSError, also for a symbolic link to a directory."""
     for directory in entries(layout.blobs):
         if directory.is_symlink() and directory.is_dir():
-            raise _symbolic_link(directory.path)
+            raise sidecars.symbolic_link(directory.path)
         if not directory.is_dir(follow_symlinks=False):
             unknown(directory.path)
             continue

@@ -161,12 +161,17 @@ def read(path: str | Path, kind: type[Record]) -> Record:
     return parse(read_file(path), kind)
 
 
+def symbolic_link(path: str | Path) -> OSError:
+    """The error for a symbolic link: it isn't followed, so nothing is known of what it leads to."""
+    return OSError(errno.ELOOP, "it's a symbolic link", str(path))
+
+
 def read_file(path: str | Path) -> bytes:
     """Read a small file.
 
     Raises:
         BadRecord: it isn't a regular file, or is too large.
-        OSError: it could not be read.
+        OSError: it could not be read; or (ELOOP) it's a symbolic link.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -174,7 +179,7 @@ def read_file(path: str | Path) -> bytes:
         if error.errno == errno.ENXIO:
             raise BadRecord("not a regular file") from error  # a socket
         if error.errno == errno.ELOOP and os.path.islink(path):
-            raise BadRecord("a symbolic link") from error
+            raise symbolic_link(path) from error
         raise
     try:
         status = os.fstat(fd)
