@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import attrs
 import purerpc
 import trio
+from purerpc.server import BoundRPCMethod, Service
 
 from modelreg.log import LineQuota, open_log
 from modelreg.registry.registry import open_registry
@@ -17,6 +20,7 @@ from modelreg.services import Audit, OpenFiles, Readiness, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Request
+from modelreg.transport.requests import NO_REQUEST
 
 
 class Silent(Audit):
@@ -32,6 +36,22 @@ class Uncounted(OpenFiles):
     @asynccontextmanager
     async def one(self, request: Request) -> AsyncIterator[None]:
         yield
+
+
+def adapted(service: Service) -> Service:
+    """Return the same service, whose methods are told of their calls as modelreg's own transport tells them."""
+    result = Service(service.name)
+    for name, bound in service.methods.items():
+        result.methods[name] = BoundRPCMethod(_told(bound.method_fn), bound.signature)
+    return result
+
+
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(argument: object, request: Any) -> Any:
+        fields = tuple((name.encode(), value.encode()) for name, value in request.custom_metadata)
+        return method(argument, request=attrs.evolve(NO_REQUEST, fields=fields))
+
+    return call
 
 
 async def main(directory: Path, chunk: int) -> None:
@@ -59,7 +79,7 @@ async def main(directory: Path, chunk: int) -> None:
                 open_files=Uncounted(0),
             )
             for service in services:
-                server.add_service(service)
+                server.add_service(adapted(service))
             gc.freeze()  # as modelreg does after its boot
             await server.serve_async()
 
