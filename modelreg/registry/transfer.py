@@ -133,8 +133,8 @@ class _BlobReader(VersionReader):
                 await self._threads.hash(self._blob.check, end)
 
     async def confirm(self) -> None:
-        with self._damage_is_data_loss():
-            await self._threads.file(self._blob.confirm)  # not among those that keep a core busy: it rarely hashes
+        if self._blob.touched:
+            await self.recheck()
 
     async def recheck(self) -> None:
         with self._damage_is_data_loss():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, nullcontext
+from contextlib import aclosing, nullcontext
 
 from modelreg import __version__
 from modelreg.api import common_pb2
@@ -127,10 +127,9 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
     async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.RetrieveVersionDataRequest, request: Request
     ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
-        async with AsyncExitStack() as stack:
-            if self._registry.version(message.model_id, message.version_number).size > SMALL_BYTES:
-                await stack.enter_async_context(self._open_files.one(request))
-            reader = await stack.enter_async_context(self._registry.read(message.model_id, message.version_number))
+        version = self._registry.version(message.model_id, message.version_number)
+        file = self._open_files.one(request) if version.size > SMALL_BYTES else nullcontext()
+        async with file, self._registry.read(message.model_id, message.version_number) as reader:
             size = reader.version.size
             offset = download_offset(request, size)
             # An empty version is one empty chunk, and so is the answer to an offset: it's heeded.

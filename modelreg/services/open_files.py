@@ -6,9 +6,8 @@ themselves (--stall_timeout).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from weakref import WeakValueDictionary
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -20,6 +19,9 @@ FILES_SHARE = 5
 # Of the files that are for calls: those of one address, and of one connection.
 HOST_SHARE = 2
 CONNECTION_SHARE = 4
+
+# Semaphores of clients that have no file open, at most: making one for each upload took 2 µs.
+MOST_KEPT = 1000
 
 
 class OpenFiles:
@@ -34,31 +36,48 @@ class OpenFiles:
         self._all = trio.Semaphore(total)
         self._of_host = max(1, total // HOST_SHARE)
         self._of_connection = max(1, total // CONNECTION_SHARE)
-        self._hosts: WeakValueDictionary[str, trio.Semaphore] = WeakValueDictionary()
-        self._connections: WeakValueDictionary[str, trio.Semaphore] = WeakValueDictionary()
+        # Those that are in use, and some that were.
+        self._hosts: dict[str, trio.Semaphore] = {}
+        self._connections: dict[str, trio.Semaphore] = {}
 
     @asynccontextmanager
     async def one(self, request: Request) -> AsyncIterator[None]:
         """One file, for a call; waits until it's to be had."""
         peer = request.peer
-        async with AsyncExitStack() as stack:
-            # From the small to the large: who waits for its own holds up no others.
-            for semaphore in (
-                _shared(self._connections, peer, self._of_connection),
-                _shared(self._hosts, host_of(peer), self._of_host),
-                self._all,
-            ):
+        host = host_of(peer)
+        # From the small to the large: who waits for its own holds up no others.
+        await _take(self._connections, peer, self._of_connection)
+        try:
+            await _take(self._hosts, host, self._of_host)
+            try:
+                await _acquire(self._all)
                 try:
-                    semaphore.acquire_nowait()
-                except trio.WouldBlock:
-                    await semaphore.acquire()
-                stack.callback(semaphore.release)
-            yield
+                    yield
+                finally:
+                    self._all.release()
+            finally:
+                _give(self._hosts, host, self._of_host)
+        finally:
+            _give(self._connections, peer, self._of_connection)
 
 
-def _shared(semaphores: MutableMapping[str, trio.Semaphore], key: str, size: int) -> trio.Semaphore:
-    """The semaphore of a key; it's there for as long as it's in use."""
-    semaphore = semaphores.get(key)
+async def _acquire(semaphore: trio.Semaphore) -> None:
+    try:
+        semaphore.acquire_nowait()
+    except trio.WouldBlock:
+        await semaphore.acquire()
+
+
+async def _take(shares: dict[str, trio.Semaphore], key: str, size: int) -> None:
+    """Take one of a key's share, which begins with *size*."""
+    semaphore = shares.get(key)
     if semaphore is None:
-        semaphores[key] = semaphore = trio.Semaphore(size)
-    return semaphore
+        semaphore = shares[key] = trio.Semaphore(size)
+    await _acquire(semaphore)
+
+
+def _give(shares: dict[str, trio.Semaphore], key: str, size: int) -> None:
+    shares[key].release()
+    if len(shares) > MOST_KEPT:
+        for unused in [key for key, semaphore in shares.items() if semaphore.value == size]:
+            del shares[unused]

@@ -337,14 +337,17 @@ class OpenBlob:
         if self._checked == self.size:
             self._conclude()
 
-    def confirm(self) -> None:
-        """Make sure, when all has been given out, that it was what was checked. This blocks.
+    @property
+    def touched(self) -> bool:
+        """Whether the file may have changed since it was opened. This doesn't block: the system has an open file's status at hand.
 
         Nobody changes a blob in place, except by mistake. A new link or another mode changes the fingerprint, too: then
-        the content decides. Raises what :meth:`check` raises.
+        the content decides (:meth:`recheck`).
         """
-        if Fingerprint.of(os.fstat(self.fd)) != self._fingerprint:
-            self.recheck()
+        try:
+            return Fingerprint.of(os.fstat(self.fd)) != self._fingerprint
+        except OSError:
+            return True
 
     def recheck(self) -> None:
         """Hash all of it again. This blocks. Raises what :meth:`check` raises."""

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, deque
+from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 
 SPARE = 32
 """Connections without a place, and ones that are closing, at most. No more than an eighth of the places."""
 
 
+@lru_cache(1024)
 def host_of(peer: str) -> str:
     """Who a peer (`host:port`, `[host]:port`) counts as: its address, of IPv6 the first 64 bits, which one subscriber has."""
     host = peer.rpartition(":")[0]
