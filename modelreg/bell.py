@@ -25,6 +25,8 @@ class Bell:
 
     def ring(self) -> None:
         """Wake all tasks that wait now."""
+        if not self._waiting:
+            return
         if self._called:
             self._waiting.repark_all(self._called)
         else:

@@ -208,7 +208,8 @@ class Registry:
             allowed = f"--max_version_bytes allows, which is {self._max_version_bytes}"
             msg = f"a version of {header.size} bytes is larger than {allowed}: make it smaller, or raise that option"
             raise ResourceExhausted(msg)
-        header = attrs.evolve(header, user_data=self._user_data_limits.checked(header.user_data))
+        if header.user_data:
+            header = attrs.evolve(header, user_data=self._user_data_limits.checked(header.user_data))
         if header.stored:
             with self._holding(header):
                 async with self._archive.incoming(header.size, header.digest) as storing:

@@ -7,6 +7,7 @@ are bounded.
 
 from __future__ import annotations
 
+import logging
 import urllib.parse
 from collections.abc import Callable
 
@@ -55,10 +56,13 @@ class Audit:
 
     def changed(self, request: Request, event: str, **fields: object) -> None:
         """Log a change that is durable."""
-        self._logger.info(event, **fields, **self._caller(request))
+        if self._logger.is_enabled_for(logging.INFO):
+            self._logger.info(event, **fields, **self._caller(request))
 
     def added(self, request: Request, version: VersionInfo) -> None:
         """Log a new version."""
+        if not self._logger.is_enabled_for(logging.INFO):
+            return
         if version.stored or self._quota.allows("published a version", version.model_id):
             self.changed(
                 request,

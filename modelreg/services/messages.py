@@ -130,22 +130,27 @@ def upload_header(message: api.ModelVersionInfo, request: Request) -> UploadHead
         size=message.data_size,
         digest=_digest(message.data_hash),
         timestamp=message.creation_timestamp or None,
-        user_data=message.user_data,
+        user_data=message.user_data or {},  # a message lives as long as its map, an empty one too
         request_id=_request_id(request),
         creates_model=_creates_model(request),
     )
 
 
 def _creates_model(request: Request) -> bool:
+    if not request.fields:
+        return False
     values = set(request.metadata(CREATE_MODEL_KEY))
     if not values <= {"1"}:
         raise InvalidArgument(f"metadata {CREATE_MODEL_KEY} has to be 1, or left out")
     return bool(values)
 
 
+_REQUEST_ID = f".{{1,{LONGEST_REQUEST_ID}}}"
+_REQUEST_ID_FORM = f"one text of 1 to {LONGEST_REQUEST_ID} characters, a UUID for example"
+
+
 def _request_id(request: Request) -> str | None:
-    form = f"one text of 1 to {LONGEST_REQUEST_ID} characters, a UUID for example"
-    return _text_of(request, REQUEST_ID_KEY, f".{{1,{LONGEST_REQUEST_ID}}}", form)
+    return _text_of(request, REQUEST_ID_KEY, _REQUEST_ID, _REQUEST_ID_FORM)
 
 
 def watch_silence(request: Request) -> float:
@@ -168,6 +173,8 @@ def download_offset(request: Request, size: int) -> int:
 
 def _text_of(request: Request, key: str, pattern: str, form: str) -> str | None:
     """The value of a key, None where it's missing. Raises InvalidArgument when it's there twice or has another *form*."""
+    if not request.fields:
+        return None
     values = [str(value) for value in request.metadata(key)]
     if not values:
         return None

@@ -15,24 +15,19 @@ import mmap
 class Buffer:
     """A piece of receive memory. `refs` counts the reader, while it fills it, and every slice that is in use."""
 
-    __slots__ = ("_pool", "refs", "view")
+    __slots__ = ("pool", "refs", "view")
 
     def __init__(self, size: int, pool: BufferPool) -> None:
         # A mapping of its own: through malloc, buffers of this size leave holes in the heap, which grew for an hour of mixed load.
         self.view = memoryview(mmap.mmap(-1, size))
         self.refs = 1
-        self._pool = pool
-
-    @property
-    def crowded(self) -> bool:
-        """Whether payloads should be copied rather than keep their buffers."""
-        return self._pool.crowded
+        self.pool = pool
 
     def release(self) -> None:
         """Give up one reference."""
         self.refs -= 1
         if self.refs == 0:
-            self._pool.put(self)
+            self.pool.put(self)
 
 
 class BufferPool:
@@ -42,6 +37,9 @@ class BufferPool:
         size: of a buffer.
         keep: how many are kept while they are unused.
         plenty: bytes of buffers that may be lent out before it's crowded.
+
+    Attributes:
+        crowded: whether more buffers are lent out than should be: payloads should be copied rather than keep theirs.
     """
 
     def __init__(self, size: int = 512 * 1024, keep: int = 16, plenty: int = 64 << 20) -> None:
@@ -49,16 +47,13 @@ class BufferPool:
         self._plenty = max(1, plenty // size)
         self._keep = keep
         self._lent = 0
+        self.crowded = False
         self._free: list[Buffer] = []
-
-    @property
-    def crowded(self) -> bool:
-        """Whether more buffers are lent out than should be."""
-        return self._lent > self._plenty
 
     def take(self) -> Buffer:
         """A buffer with one reference, the caller's."""
         self._lent += 1
+        self.crowded = self._lent > self._plenty
         if self._free:
             buffer = self._free.pop()
             buffer.refs = 1
@@ -68,6 +63,7 @@ class BufferPool:
     def put(self, buffer: Buffer) -> None:
         """Called by `Buffer.release` when nobody uses it any more."""
         self._lent -= 1
+        self.crowded = self._lent > self._plenty
         if len(self._free) < self._keep:
             self._free.append(buffer)
 

@@ -182,7 +182,7 @@ class Requests(LandsData):
         """Let data among the payload land, and have the handler see the rest. False where it has to wait in the inbox."""
         if self._destination is None or not self._all_taken:
             return False
-        copied = len(payload) < SMALL_PAYLOAD or (buffer is not None and buffer.crowded)
+        copied = len(payload) < SMALL_PAYLOAD or (buffer is not None and buffer.pool.crowded)
         self._pass(
             self._messages.decode(memoryview(bytes(payload)) if copied else payload),
             len(payload),

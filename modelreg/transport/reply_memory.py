@@ -159,6 +159,7 @@ class Gate:
         self._outbound = outbound
         self._memory = memory
         self._queue = trio.Lock()  # only the first of those that wait is woken
+        self._waiting = 0
         self._long = trio.Lock()
         self._signal = Signal()
 
@@ -168,12 +169,14 @@ class Gate:
         return memory.used < memory.size or self._outbound.buffered + size <= memory.share
 
     def _has_room(self) -> bool:
-        return self._outbound.buffered <= REPLY_BACKLOG and self._fits(0)
+        memory = self._memory
+        buffered = self._outbound.buffered
+        return buffered <= REPLY_BACKLOG and (memory.used < memory.size or buffered <= memory.share)
 
     @property
     def is_open(self) -> bool:
         """Whether `wait` would return at once. Looking saves each reply a coroutine."""
-        return not self._queue.locked() and self._has_room()
+        return not self._waiting and self._has_room()
 
     async def wait(self) -> None:
         """Wait until there is room; no checkpoint if there is.
@@ -182,16 +185,20 @@ class Gate:
         """
         if self.is_open:
             return
-        with trio.move_on_after(self._memory.patience):
-            async with self._queue:
-                try:
-                    while not self._has_room():
-                        if self._outbound.buffered <= REPLY_BACKLOG:
-                            self._memory.ask(self._signal)
-                        await self._signal.wait()
-                finally:
-                    self._memory.leave(self._signal)
-            return
+        self._waiting += 1
+        try:
+            with trio.move_on_after(self._memory.patience):
+                async with self._queue:
+                    try:
+                        while not self._has_room():
+                            if self._outbound.buffered <= REPLY_BACKLOG:
+                                self._memory.ask(self._signal)
+                            await self._signal.wait()
+                    finally:
+                        self._memory.leave(self._signal)
+                return
+        finally:
+            self._waiting -= 1
         raise failure(
             StatusCode.RESOURCE_EXHAUSTED,
             "there was no memory for the reply, as others weren't read in time: read them, then try again",
@@ -199,7 +206,7 @@ class Gate:
 
     def open(self) -> None:
         """Something was sent or given up."""
-        if self._queue.locked():
+        if self._waiting:
             self._signal.set()
 
     async def make(self, message: PiecewiseMessage) -> list[bytearray]:

@@ -147,7 +147,7 @@ class Stream:
         size = len(payload)
         inbox = self.inbox
         self.buffered += size
-        if size < SMALL_PAYLOAD or (buffer is not None and buffer.crowded):
+        if size < SMALL_PAYLOAD or (buffer is not None and buffer.pool.crowded):
             if inbox:
                 last = inbox[-1][0]
                 if type(last) is bytearray and len(last) < MAX_SHARED_COPY:

@@ -89,9 +89,10 @@ class Turns:
                     result: T = stop.value
                     return result
                 finally:
-                    self._spent = spent = self._spent + perf_counter() - began
+                    before = self._spent
+                    self._spent = spent = before + perf_counter() - began
                     self._steps += 1
-                    if spent >= TURN / 2:
+                    if before < TURN / 2 <= spent:
                         self._round_due.set()
                 outcome = yield trap
         finally:
