@@ -123,7 +123,7 @@ def _drop(_: memoryview) -> None:
 
 
 class Splitter:
-    """Takes the client's byte stream apart."""
+    """Takes the peer's byte stream apart."""
 
     __slots__ = (
         "_block_bytes",
@@ -348,12 +348,12 @@ class Splitter:
 
     def _check_header(self, length: int, kind: int, flags: int, stream_id: int) -> bool:
         """Everything that can be known to be wrong before the payload is there. True for a frame that is to be skipped."""
-        if length > self._max_frame:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
         if not self._settled:
             if kind != SETTINGS or flags & ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
             self._settled = True
+        if length > self._max_frame:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
         if self._block_stream:
             if kind != CONTINUATION or stream_id != self._block_stream:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
@@ -378,7 +378,7 @@ class Splitter:
         elif kind == CONTINUATION:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
         elif kind == PUSH_PROMISE:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is disabled")
         elif kind != DATA:
             self._sink.frame(kind, flags, stream_id, b"")  # an extension (section 5.5): counted, not kept
             self._skip = length

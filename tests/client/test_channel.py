@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -13,18 +14,20 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 import trio
+import trustme
 
 import modelreg.client as cogment
+import modelreg.client.transport.connection
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.client.background import Background
 from modelreg.client.transport.channel import Channel, encode
-from modelreg.client.transport.connection import Timing
+from modelreg.client.transport.connection import Connection, Timing
 from modelreg.client.transport.status import CallFailed, Code
 from modelreg.client.transport.wire import Address
 from modelreg.transport import Limits
-from modelreg.transport.frames import SETTINGS, frame_header
+from modelreg.transport.frames import END_HEADERS, HEADERS, PUSH_PROMISE, SETTINGS, frame_header, ping
 from tests.client.conftest import Run
 from tests.client.fakes import serving
 
@@ -80,11 +83,11 @@ async def wait_for(event: threading.Event) -> None:
 
 
 @contextlib.asynccontextmanager
-async def channel_to(port: int, **timing: float) -> AsyncIterator[Channel]:
+async def channel_to(port: int, *, tls: ssl.SSLContext | None = None, **timing: float) -> AsyncIterator[Channel]:
     background = Background()
 
     async def where() -> Address:
-        return Address("127.0.0.1", port)
+        return Address("127.0.0.1", port, tls)
 
     made = Channel(where, timing=Timing(**timing), background=background)
     try:
@@ -224,16 +227,24 @@ def test_a_draining_server_lets_calls_finish_and_new_ones_go_elsewhere(run: Run)
         run(main)
 
 
-def test_a_silent_server_is_pinged_only_while_calls_run(run: Run, servicer: Watched) -> None:
+def test_a_silent_server_is_pinged_only_while_calls_run(
+    run: Run, servicer: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with channel_to(running.port, keepalive=0.02, keepalive_timeout=30) as channel:
             await channel.unary(SERVICE + "Version", EMPTY)
             (connection, _), *_ = channel._connections
             core = connection._core
-            assert core.pongs == 0
+            pings: list[None] = []
+
+            def ping(send: Callable[[], None] = core.ping) -> None:
+                pings.append(None)
+                send()
+
+            monkeypatch.setattr(core, "ping", ping)
             with await channel.call(SERVICE + "Status") as call:
                 call.send_last(EMPTY)
-                while core.pongs < 3:
+                while len(pings) < 4:  # each but the last was answered
                     await anyio.lowlevel.checkpoint()
             assert connection.usable
 
@@ -283,26 +294,137 @@ def test_a_connection_that_goes_silent(run: Run) -> None:
             thread.join()
 
 
-def test_what_is_no_grpc_server(run: Run) -> None:
+@contextlib.contextmanager
+def saying(*pieces: bytes, secure: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of a server that says this to its first client, and waits until the client has gone."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
 
         def talk() -> None:
             sock, _ = listener.accept()
-            with sock:
-                sock.recv(100)
-                sock.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            with sock if secure is None else secure.wrap_socket(sock, server_side=True) as talking:
+                talking.settimeout(30)
+                talking.recv(100)
+                for piece in pieces:
+                    talking.sendall(piece)
+                with contextlib.suppress(OSError):
+                    while talking.recv(65536):
+                        pass
 
         thread = threading.Thread(target=talk)
         thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join()
 
-        async def main() -> None:
-            async with channel_to(listener.getsockname()[1]) as channel:
-                with pytest.raises(CallFailed, match=r"HTTP/2|closed|lost"):
-                    await channel.unary(SERVICE + "Version", EMPTY)
-                assert not channel.reached
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "HTTP status 400 Bad Request .*: gRPC needs HTTP/2"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "doesn't speak HTTP/2, which gRPC needs: is the endpoint right.* only with TLS"),
+        (
+            frame_header(0, SETTINGS, 0, 0) + frame_header(4, PUSH_PROMISE, END_HEADERS, 1) + b"\0\0\0\2",
+            r"the server at 127\.0\.0\.1:\d+ doesn't keep to HTTP/2: PUSH_PROMISE, though push is disabled",
+        ),
+        (
+            frame_header(0, SETTINGS, 0, 0) + frame_header(9, HEADERS, END_HEADERS, 1) + b"\xff" * 9,
+            r"the server at 127\.0\.0\.1:\d+ doesn't keep to HTTP/2: integer too large",
+        ),
+    ],
+    ids=["HTTP/1", "SSH", "push", "HPACK"],
+)
+def test_what_is_no_grpc_server(run: Run, said: bytes, message: str) -> None:
+    async def main() -> None:
+        async with channel_to(port) as channel:
+            with pytest.raises(CallFailed, match=message):
+                await channel.unary(SERVICE + "Version", EMPTY)
+
+    with saying(said) as port:
         run(main)
-        thread.join()
+
+
+@pytest.mark.parametrize("alpn", [[], ["http/1.1"]])
+def test_a_tls_server_without_http2(run: Run, alpn: list[str]) -> None:
+    ca = trustme.CA()
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(secure)
+    if alpn:
+        secure.set_alpn_protocols(alpn)
+
+    async def main() -> None:
+        tls = cogment.Endpoint("grpc://127.0.0.1:1", root_certificates=ca.cert_pem.bytes().decode()).tls_context()
+        async with channel_to(port, tls=tls) as channel:
+            with pytest.raises(CallFailed, match=r"HTTP status 505.*: gRPC needs HTTP/2: .* take HTTP/2\?$"):
+                await channel.unary(SERVICE + "Version", EMPTY)
+
+    with saying(b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n", secure=secure) as port:
+        run(main)
+
+
+def test_a_tls_server_that_refuses_http2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(address: Address) -> Any:
+        error = ssl.SSLError(1, "[SSL] tlsv1 alert no application protocol (_ssl.c:1000)")
+        error.reason = "TLSV1_ALERT_NO_APPLICATION_PROTOCOL"
+        raise error
+
+    async def main() -> None:
+        async with channel_to(1) as channel:
+            with pytest.raises(CallFailed, match="the server doesn't take HTTP/2, which gRPC needs"):
+                await channel.unary(SERVICE + "Version", EMPTY)
+
+    monkeypatch.setattr(modelreg.client.transport.connection, "connect", refused)
+    run(main)
+
+
+class Flood:
+    """A wire whose server floods the client with PINGs, and takes nothing until `reading` is set."""
+
+    def __init__(self, pings: int) -> None:
+        self.left = pings
+        self.taken = 0
+        self.reading = anyio.Event()
+        self.sending = anyio.Event()
+        self.done = anyio.Event()
+        self._data = memoryview(frame_header(0, SETTINGS, 0, 0) + ping(b"12345678") * pings)
+
+    async def receive_into(self, memory: memoryview) -> int:
+        if not self._data:
+            await anyio.sleep_forever()
+        piece = self._data[: len(memory)]
+        self._data = self._data[len(piece) :]
+        memory[: len(piece)] = piece
+        return len(piece)
+
+    async def send(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self.sending.set()
+        await self.reading.wait()
+        self.taken += sum(map(len, pieces))
+        if self.taken >= self.left * 17:
+            self.done.set()
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_server_that_floods_and_takes_nothing_is_read_no_further(run: Run) -> None:
+    """200,000 PINGs left 3.4 MB unsent."""
+
+    async def main() -> None:
+        flood = Flood(20_000)
+        connection = Connection(flood, Address("flood", 1), Timing())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connection.run)
+            await flood.sending.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert len(connection._core._control) < 32 * 1024
+            assert flood._data
+            flood.reading.set()
+            await flood.done.wait()
+            connection.close()
+
+    run(main)
 
 
 def test_unknown_hosts_and_closed_clients(run: Run, servicer: Watched) -> None:

@@ -309,7 +309,7 @@ def answering(text: bytes) -> Iterator[str]:
         ),
         (b"HTTP/1.0 503 no\r\n\r\n", cogment.Unavailable, "HTTP status 503 Service Unavailable .* HTTP/1.0"),
         (b"HTTP/1.1 401 Unauthorized\r\n\r\n", cogment.Denied, "HTTP status 401"),
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n", cogment.Unavailable, "doesn't keep to HTTP/2"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", cogment.Unavailable, "doesn't speak HTTP/2"),
     ],
 )
 def test_what_does_not_speak_http2(run: Run, text: bytes, error: Any, match: str) -> None:

@@ -57,11 +57,13 @@ class Connection:
         self._timing = timing
         self._core = Core()
         self._outgoing = Signal()
+        self._planned = Signal()
         self._busy = Signal()
         self._news = Signal()
         self._heard = anyio.current_time()
         self._scope = anyio.CancelScope()
         self._sending = False
+        self._address = address
         self._name = str(address)
         self._reason = f"the connection to {self._name} was closed"
         self._error: OSError | CallFailed | None = None
@@ -149,8 +151,10 @@ class Connection:
         except ConnectionFault as fault:
             self._reason = f"the server at {self._name} doesn't keep to HTTP/2: {fault}"
             if (http1 := self._core.http1) is not None:
-                self._reason = f"{self._name} answers with {http1.message}"
+                self._reason = f"{self._name} answers with {http1.message}{_without_tls(self._address)}"
                 self._error = CallFailed(http1.code, self._reason, delivered=False, connected=False, cut=http1.cut)
+            elif not self._core.http2:
+                self._reason = f"{self._name} doesn't speak HTTP/2, which gRPC needs: is the endpoint right?{_without_tls(self._address)}"
         except OSError as error:
             self._reason = f"the connection to {self._name} was lost: {error.strerror or error}"
             self._error = error
@@ -166,21 +170,32 @@ class Connection:
             if size == 0:
                 self._reason = core.going_away or f"the server at {self._name} closed the connection"
                 return
-            core.receive(memory[:size])
-            self._heard = anyio.current_time()
-            self._news.set()
-            if core.wants_to_send:
-                self._outgoing.set()
+            await self._take_in(memory[:size])
             if core.going_away is not None and core.streams == 0:
                 return
             turns += 1
             if turns % 16 == 0:  # a server that is faster than this must not keep other tasks out
                 await anyio.lowlevel.checkpoint()
 
+    async def _take_in(self, data: memoryview) -> None:
+        core = self._core
+        while True:
+            data = data[core.receive(data) :]
+            self._heard = anyio.current_time()
+            self._news.set()
+            if core.wants_to_send:
+                self._outgoing.set()
+            while core.congested:
+                await self._planned.wait()
+            if not data and not core.unfinished:
+                return
+            await anyio.lowlevel.checkpoint()
+
     async def _write(self) -> None:
         while True:
             pieces = self._core.plan()
             if pieces:
+                self._planned.set()
                 self._sending = True
                 try:
                     await self._wire.send(pieces)
@@ -233,6 +248,8 @@ async def open_connection(address: Address, timing: Timing, background: Backgrou
         text = error.reason or str(error)
         alert = _ALERT.search(text)
         if alert is None:
+            if "NO_APPLICATION_PROTOCOL" in text:
+                text = "the server doesn't take HTTP/2, which gRPC needs"
             reason = "it seems to speak none" if text == "WRONG_VERSION_NUMBER" else text
             raise _unavailable(f"no TLS with {address}: {reason}") from error
         said = alert[1].replace("_", " ").lower()
@@ -244,6 +261,11 @@ async def open_connection(address: Address, timing: Timing, background: Backgrou
     except OSError as error:
         raise _unavailable(f"no connection to {address}: {error.strerror or error}") from error
     return connection
+
+
+def _without_tls(address: Address) -> str:
+    """Advice for an endpoint that doesn't speak HTTP/2."""
+    return " Many servers and proxies take HTTP/2 only with TLS." if address.tls is None else ""
 
 
 def _unavailable(message: str) -> CallFailed:

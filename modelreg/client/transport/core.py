@@ -1,14 +1,18 @@
 """HTTP/2 from the client's side, without I/O: bytes in, calls told; calls asked, pieces to be sent out.
 
-    receive(bytes) ──► Splitter ──┬── DATA ───────────────────────► Stream.deposit, as views of the input
-                                  ├── WINDOW_UPDATE, PING, GOAWAY ► here
-                                  └── HEADERS, SETTINGS, RST ─────► h2, which is the authority on HPACK, settings and states
+    receive(bytes) ──► Splitter ──┬── DATA ────────► Stream.deposit, as views of the input
+                                  ├── HEADERS ─────► Blocks, the bounded decoder that the server has, too
+                                  ├── SETTINGS ────► h2
+                                  └── other frames ► here
 
     plan() ◄── control frames first, then DATA of the streams in turn: frame headers made here, payload as the caller's
                views, never more than windows and frame size allow
 
-GOAWAY doesn't go to h2, which would take nothing more afterwards (3.2 to 4.1), while calls that the server has accepted go
-on. DATA doesn't either, as it would copy each frame twice; an END_STREAM is passed on to it as an empty DATA frame.
+h2 encodes the requests' headers, applies SETTINGS and counts the server's windows. A stream's life is kept here:
+`Core` knows the streams that haven't ended, and the newest that was opened. Nothing is kept of one that has ended.
+
+What a server can make the client do is bounded. `receive` returns after `FRAMES_AT_ONCE` frames, or the work of as many.
+The caller stops receiving while the core is `congested`: while many answers to the server's own frames are unsent.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ from typing import Any
 
 import h2.config
 import h2.connection
-import h2.events
 import h2.exceptions
 import h2.settings
-import h2.stream
 
 from modelreg.client.transport.pages import PAGE_BYTES, Page, http1_refusal, page_of
 from modelreg.client.transport.status import Code, Outcome, from_fields, from_reset
 from modelreg.transport import frames
+from modelreg.transport.blocks import Blocks
+from modelreg.transport.buffers import Account, Allowance
 from modelreg.transport.faults import ConnectionFault, ErrorCode, StreamFault
 
 KIB = 1024
@@ -40,14 +44,24 @@ STREAM_WINDOW = 16 * MIB
 
 MAX_WINDOW = 2**31 - 1
 MAX_HEADER_BYTES = 64 * KIB
+"""The header fields of one answer, and a header block as it's sent."""
+
+HEADER_TABLE_BYTES = 4096
+"""Request fields that are remembered for HPACK, whatever the server offers: each call searches through all of them."""
+
+FRAMES_AT_ONCE = 256
+"""Frames taken in by one `receive`, or the work of as many: under a millisecond."""
+
+MAX_ANSWERS = 1024
+"""Answers to PING and SETTINGS that may be unsent before no more is received. They take 17 KiB."""
+
 PLAN_BYTES = 2 * MIB
 """DATA in one plan, so that control frames never wait for more."""
 
 MAX_PIECES = 256
 
 _Setting = h2.settings.SettingCodes
-_SEND_END_STREAM = h2.stream.StreamInputs.SEND_END_STREAM
-_SEND_RST_STREAM = h2.stream.StreamInputs.SEND_RST_STREAM
+_HTTP1 = b"HTTP/1."
 
 Piece = bytes | memoryview
 
@@ -123,6 +137,7 @@ class Core:
         )
         self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self._h2.initiate_connection()
+        self._blocks = Blocks(MAX_HEADER_BYTES, Account(Allowance(0), 0))
         self._splitter = frames.Splitter(self, max_frame_bytes=MAX_FRAME_BYTES)
         self._splitter.feed(memoryview(frames.PREFACE))  # made for servers, it expects what clients send first
         self._control = bytearray(self._h2.data_to_send())
@@ -135,8 +150,9 @@ class Core:
         self.too_many_pings = False
         self.greeted = False
         """Whether the server's SETTINGS have come, the first that it has to send."""
-        self._opening = bytearray()  # what has come before them
-        self.pongs = 0
+        self._opening = bytearray()  # what has come, until it's clear that it isn't HTTP/1
+        self._opened = False
+        self._answers = 0  # of PING and SETTINGS, unsent
 
     # Asked by calls
 
@@ -189,7 +205,7 @@ class Core:
             self._over(stream, Outcome(Code.CANCELLED, "cancelled by the caller"))
 
     def ping(self, payload: bytes = b"modelreg") -> None:
-        """Ask the server whether it's there; an answer counts up `pongs`."""
+        """Ask the server whether it's there. Any frame of it is an answer."""
         self._control += frames.ping(payload)
 
     def close(self, code: ErrorCode = ErrorCode.NO_ERROR, reason: str = "") -> bytes:
@@ -216,6 +232,7 @@ class Core:
         if self._control:
             out.append(bytes(self._control))
             self._control.clear()
+            self._answers = 0
         room = PLAN_BYTES
         for _ in range(len(self._turn)):
             window = self._h2.outbound_flow_control_window
@@ -261,21 +278,55 @@ class Core:
             if end:
                 outbox.clear()
                 stream.delivered = True
-                handle.state_machine.process_input(_SEND_END_STREAM)
         return total
 
     # Receiving
 
-    def receive(self, data: memoryview) -> None:
-        """Take in bytes from the server. Raises `ConnectionFault`, after which the connection has to be closed."""
-        if not self.greeted:
-            self._opening += data[: PAGE_BYTES - len(self._opening)]
-        self._splitter.feed(data)
+    def receive(self, data: memoryview) -> int:
+        """Take in bytes from the server, and return how many were taken.
+
+        Call again with the rest, and while it's `unfinished`. Raises `ConnectionFault`, after which the connection has to be
+        closed.
+        """
+        if self._blocks.unfinished:
+            self._decode()
+            return 0
+        if not self._opened and not self._open_with(data):
+            return len(data)
+        return self._splitter.feed(data, FRAMES_AT_ONCE)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a header block has to be decoded before more bytes can be taken in."""
+        return self._blocks.unfinished
+
+    @property
+    def congested(self) -> bool:
+        """Whether nothing more should be received before `plan` has been called, as too many answers are unsent."""
+        return self._answers > MAX_ANSWERS
+
+    def _open_with(self, data: memoryview) -> bool:
+        """Look at the first bytes of a connection. False: they are, or may become, an answer in HTTP/1."""
+        opening = self._opening
+        held = len(opening)
+        opening += data[: PAGE_BYTES - held]
+        if _HTTP1.startswith(opening[: len(_HTTP1)]):
+            if self.http1 is not None or len(opening) == PAGE_BYTES:
+                raise ConnectionFault(ErrorCode.HTTP_1_1_REQUIRED, "an answer in HTTP/1")
+            return False
+        self._opened = True
+        self._splitter.feed(memoryview(bytes(opening[:held])))
+        return True
 
     @property
     def http1(self) -> Outcome | None:
         """What the server's answer means where it's HTTP/1's, which `receive` raises `ConnectionFault` for."""
         return http1_refusal(bytes(self._opening))
+
+    @property
+    def http2(self) -> bool:
+        """Whether the server has begun to speak HTTP/2."""
+        return self._splitter.established
 
     def data_begins(self, stream_id: int, length: int, end_stream: bool) -> Callable[[memoryview], None] | None:
         self._received += length
@@ -284,8 +335,7 @@ class Core:
             self._received = 0
         stream = self._streams.get(stream_id)
         if stream is None:
-            if stream_id >= self._h2.highest_outbound_stream_id + 2 or stream_id % 2 == 0:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on a stream that was never opened")
+            self._expect_known(stream_id)
             return None
         stream.window -= length
         if stream.window < 0:
@@ -298,8 +348,7 @@ class Core:
                 stream.deposit(view)
                 stream.wake()
             except StreamFault as fault:
-                self._reset(stream, fault.code)
-                self._over(stream, Outcome(Code.INTERNAL, str(fault)))
+                self._break(stream, fault.code, str(fault))
 
         return deposit
 
@@ -310,31 +359,88 @@ class Core:
         if padding:
             self.consumed(stream, padding)
         if end_stream:
-            self._to_h2(frames.frame_header(0, frames.DATA, frames.END_STREAM, stream_id))
+            self._answered(stream)
         elif stream.page is not None and stream.page.full:
             self._reset(stream, ErrorCode.CANCEL)
             self._over(stream, stream.page.outcome)
 
     def frame(self, kind: int, flags: int, stream_id: int, raw: bytes) -> None:
-        if kind == frames.WINDOW_UPDATE:
+        if kind in (frames.HEADERS, frames.CONTINUATION):
+            if self._blocks.add(kind, flags, stream_id, raw):
+                if self._blocks.unfinished:
+                    self._decode()
+                else:
+                    self._headers_received()
+        elif kind == frames.WINDOW_UPDATE:
             self._window_update(stream_id, int.from_bytes(raw[9:13], "big") & MAX_WINDOW)
         elif kind == frames.PING:
-            if flags & frames.ACK:
-                self.pongs += 1
-            else:
+            if not flags & frames.ACK:
+                self._answers += 1
                 self._control += frames.frame_header(8, frames.PING, frames.ACK, 0) + raw[9:17]
         elif kind == frames.GOAWAY:
             self._goaway(raw)
-        elif kind in (frames.HEADERS, frames.CONTINUATION, frames.SETTINGS, frames.RST_STREAM):
-            self._to_h2(raw)
-            if kind == frames.SETTINGS and not self.greeted:
-                self.greeted = True
-                self._opening.clear()
+        elif kind == frames.SETTINGS:
+            self._settings(raw)
+        elif kind == frames.RST_STREAM:
+            self._reset_received(stream_id, int.from_bytes(raw[9:13], "big"))
         # PRIORITY is of no meaning to a client, and extensions are to be ignored.
 
     def block_grows(self, size: int) -> None:
         if size > MAX_HEADER_BYTES:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BYTES} bytes")
+
+    def _decode(self) -> None:
+        """Decode some more of the header block that has arrived."""
+        self._splitter.charge(self._blocks.decode() >> 4)
+        if self._blocks.unfinished:
+            self._splitter.charge(FRAMES_AT_ONCE)
+        else:
+            self._headers_received()
+
+    def _headers_received(self) -> None:
+        """A header block was received and decoded: an answer begins or ends."""
+        blocks = self._blocks
+        stream = self._streams.get(blocks.stream_id)
+        if stream is None:
+            self._expect_known(blocks.stream_id)
+        elif blocks.fields.too_large:
+            self._break(stream, ErrorCode.CANCEL, f"the answer's headers are larger than {MAX_HEADER_BYTES} bytes")
+        elif b":status" not in stream.fields:
+            self._answer_begins(stream, dict(blocks.fields))
+        elif blocks.ends_stream:
+            stream.fields.update(blocks.fields)
+            self._answered(stream)
+        else:
+            self._break(stream, ErrorCode.PROTOCOL_ERROR, "the answer has trailers, and doesn't end with them")
+
+    def _answer_begins(self, stream: Stream, fields: dict[bytes, bytes]) -> None:
+        status = fields.get(b":status")
+        if status is None:
+            self._break(stream, ErrorCode.PROTOCOL_ERROR, "the answer has no HTTP status")
+            return
+        if status.startswith(b"1") and not self._blocks.ends_stream:  # the real one follows (RFC 9113, section 8.1)
+            return
+        stream.fields.update(fields)
+        stream.page = page_of(stream.fields)
+        if stream.page is not None:
+            stream.deposit = stream.page.feed
+        if self._blocks.ends_stream:
+            self._answered(stream)
+        else:
+            stream.wake()
+
+    def _reset_received(self, stream_id: int, number: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._expect_known(stream_id)
+            return
+        outcome = from_reset(number) if stream.page is None else stream.page.outcome
+        self._over(stream, outcome, delivered=False if number == ErrorCode.REFUSED_STREAM else None)
+
+    def _expect_known(self, stream_id: int) -> None:
+        """A stream that was never opened can't be spoken of (RFC 9113, section 5.1, "idle")."""
+        if stream_id % 2 == 0 or stream_id > self._h2.highest_outbound_stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame for a stream that was never opened")
 
     def _window_update(self, stream_id: int, increment: int) -> None:
         if stream_id == 0:
@@ -344,11 +450,12 @@ class Core:
             self._h2.outbound_flow_control_window = size
             return
         stream = self._streams.get(stream_id)
-        if stream is not None:
+        if stream is None:
+            self._expect_known(stream_id)
+        else:
             size = stream.handle.outbound_flow_control_window + increment
             if increment == 0 or size > MAX_WINDOW:
-                self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-                self._over(stream, Outcome(Code.INTERNAL, "the server sent a WINDOW_UPDATE that can't be"))
+                self._break(stream, ErrorCode.FLOW_CONTROL_ERROR, "the server sent a WINDOW_UPDATE that can't be")
                 return
             stream.handle.outbound_flow_control_window = size
 
@@ -362,32 +469,17 @@ class Core:
             stream.ending = False  # whatever was sent of it is ignored (RFC 9113, section 6.8)
             self._over(stream, Outcome(Code.UNAVAILABLE, self.going_away), delivered=False)
 
-    def _to_h2(self, raw: bytes) -> None:
+    def _settings(self, raw: bytes) -> None:
         try:
-            events = self._h2.receive_data(raw)
+            self._h2.receive_data(frames.known_settings(raw))
         except h2.exceptions.ProtocolError as error:
             raise ConnectionFault(ErrorCode(int(error.error_code)), str(error)) from None
         except Exception as error:  # h2 and hyperframe let a few others out (ValueError, KeyError)
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{type(error).__name__} in h2") from error
+        self._h2.encoder.header_table_size = min(self._h2.encoder.header_table_size, HEADER_TABLE_BYTES)
+        self._answers += 1
         self._control += self._h2.data_to_send()
-        for event in events:
-            stream = self._streams.get(getattr(event, "stream_id", 0) or 0)
-            if stream is None:
-                continue
-            if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
-                stream.fields.update(event.headers)
-                if isinstance(event, h2.events.ResponseReceived):
-                    stream.handle._expected_content_length = None  # noqa: SLF001  # h2 sees no DATA to count
-                    stream.page = page_of(stream.fields)
-                    if stream.page is not None:
-                        stream.deposit = stream.page.feed
-                stream.wake()
-            elif isinstance(event, h2.events.StreamEnded):
-                self._answered(stream)
-            elif isinstance(event, h2.events.StreamReset):
-                number = int(event.error_code)
-                outcome = from_reset(number) if stream.page is None else stream.page.outcome
-                self._over(stream, outcome, delivered=False if number == ErrorCode.REFUSED_STREAM else None)
+        self.greeted = True
 
     def _answered(self, stream: Stream) -> None:
         if not stream.ending or stream.outbox:  # the server wants no more of the request
@@ -396,18 +488,20 @@ class Core:
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
         self._control += frames.rst_stream(stream.number, code)
-        stream.handle.state_machine.process_input(_SEND_RST_STREAM)
+
+    def _break(self, stream: Stream, code: ErrorCode, message: str) -> None:
+        """The server broke a rule for one call: reset its stream."""
+        self._reset(stream, code)
+        self._over(stream, Outcome(Code.INTERNAL, message))
 
     def _over(self, stream: Stream, outcome: Outcome, *, delivered: bool | None = None) -> None:
-        """The stream has ended: keep no more of it than how."""
+        """The stream has ended: forget it."""
         if delivered is not None:
             stream.delivered = delivered
         stream.outbox.clear()
         stream.queued = 0
         stream.outcome = outcome
         del self._streams[stream.number]
-        record = self._h2.streams.pop(stream.number, None)
-        if record is not None:
-            self._h2._closed_streams[stream.number] = record.closed_by  # noqa: SLF001
+        del self._h2.streams[stream.number]
         stream.deposit = _nobody
         stream.wake()

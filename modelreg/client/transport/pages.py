@@ -68,7 +68,7 @@ class Page:
         code = _FROM_HTTP.get(self._status, Code.UNKNOWN)
         if code in (Code.INTERNAL, Code.UNKNOWN):
             code = Code.UNIMPLEMENTED  # it isn't the registry that has failed
-        advice = "gRPC needs HTTP/2: is the endpoint right, and does the proxy there take HTTP/2 without TLS?"
+        advice = "gRPC needs HTTP/2: is the endpoint right, and does the proxy there take HTTP/2?"
         return Outcome(code, f"{self._said()}, in {protocol}: {advice}", cut=self._status in _PASSING)
 
     def _said(self) -> str:
