@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import purerpc
 import trio
+from purerpc.rpc import Cardinality
 from purerpc.server import BoundRPCMethod, Service
 
 from modelreg.log import LineQuota, open_log
 from modelreg.registry.registry import open_registry
-from modelreg.services import Audit, OpenFiles, Readiness, build_services
+from modelreg.services import Audit, OpenFiles, Readiness, as_status, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
 from modelreg.transport import Request
@@ -39,19 +40,44 @@ class Uncounted(OpenFiles):
 
 
 def adapted(service: Service) -> Service:
-    """Return the same service, whose methods are told of their calls as modelreg's own transport tells them."""
+    """Return the same service, whose methods are told of their calls, and raise, as modelreg's own transport has it."""
     result = Service(service.name)
     for name, bound in service.methods.items():
-        result.methods[name] = BoundRPCMethod(_told(bound.method_fn), bound.signature)
+        streams = bound.signature.cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM)
+        wrap = _adapted_stream if streams else _adapted_call
+        result.methods[name] = BoundRPCMethod(wrap(bound.method_fn), bound.signature)
     return result
 
 
-def _told(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(argument: object, request: Any) -> Any:
-        fields = tuple((name.encode(), value.encode()) for name, value in request.custom_metadata)
-        return method(argument, request=attrs.evolve(NO_REQUEST, fields=fields))
+def _request(request: Any) -> Request:
+    fields = tuple((name.encode(), value.encode()) for name, value in request.custom_metadata)
+    return attrs.evolve(NO_REQUEST, fields=fields)
+
+
+@contextmanager
+def _errors_as_statuses() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise as_status(error) or error from error
+
+
+def _adapted_call(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(argument: object, request: Any) -> object:
+        with _errors_as_statuses():
+            return await method(argument, request=_request(request))
 
     return call
+
+
+def _adapted_stream(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def stream(argument: object, request: Any) -> AsyncGenerator[object, None]:
+        with _errors_as_statuses():
+            async with aclosing(method(argument, request=_request(request))) as replies:
+                async for reply in replies:
+                    yield reply
+
+    return stream
 
 
 async def main(directory: Path, chunk: int) -> None:

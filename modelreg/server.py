@@ -35,6 +35,7 @@ from modelreg.services import (
     OpenFiles,
     Readiness,
     admission,
+    as_status,
     build_services,
     streamed,
 )
@@ -171,6 +172,7 @@ async def serve(
             parsers=PARSERS,
             admit=admit,
             health_checks=HEALTH_CHECK_PATHS,
+            as_status=as_status,
             failed=audit.refused,
             logger=logger,
         )

@@ -6,7 +6,7 @@ import math
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -246,17 +246,24 @@ class Registry:
         """
         version = self._version(self._model(model_id), number)
         blobs = self._archive.blobs
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(blobs.collect)
-            if not version.stored:
-                content = self._transient.use((model_id, version.number))
-                stack.callback(self._transient.release, content)
-                if content.data is not None or content.fd is not None:
-                    yield VersionReader(version, data=content.data, fd=content.fd)
-                    return
+        content = None if version.stored else self._transient.use((model_id, version.number))
+        try:
+            if content is not None and (content.data is not None or content.fd is not None):
+                yield VersionReader(version, data=content.data, fd=content.fd)
+                return
             blobs.retain(version.digest, version.size)
-            stack.callback(blobs.release, version.digest, version.size)
-            yield await open_blob(version, self._archive, stack)
+            try:
+                reader = await open_blob(version, self._archive)
+                try:
+                    yield reader
+                finally:
+                    reader.close()
+            finally:
+                blobs.release(version.digest, version.size)
+        finally:
+            if content is not None:
+                self._transient.release(content)
+            await blobs.collect()
 
     def watch(self, model_id: str, *, silence: float = math.inf) -> AsyncGenerator[VersionInfo | None, None]:
         """The newest version at once, if there is one, then each newer one, in order of their numbers, as they become

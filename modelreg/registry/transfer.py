@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 from modelreg.errors import DataLoss, InvalidArgument
@@ -97,6 +97,9 @@ class VersionReader:
         self.data = data
         self.fd = fd
 
+    def close(self) -> None:
+        """Let go of the file, if there is one of its own."""
+
     async def check(self, end: int) -> None:
         """Make sure that the bytes up to *end* may be given out. What is damaged shows at the end at the latest.
 
@@ -127,6 +130,9 @@ class _BlobReader(VersionReader):
         self._blob = blob
         self._threads = threads
 
+    def close(self) -> None:
+        self._blob.close()
+
     async def check(self, end: int) -> None:
         if not self._blob.sound:
             with self._damage_is_data_loss():
@@ -148,8 +154,8 @@ class _BlobReader(VersionReader):
             raise _damaged(self.version) from damage
 
 
-async def open_blob(version: VersionInfo, archive: Archive, stack: AsyncExitStack) -> VersionReader:
-    """A reader of a stored version's blob, which stays open for as long as *stack* does.
+async def open_blob(version: VersionInfo, archive: Archive) -> VersionReader:
+    """A reader of a stored version's blob, to be closed.
 
     Raises:
         DataLoss: the blob is missing or damaged.
@@ -162,7 +168,6 @@ async def open_blob(version: VersionInfo, archive: Archive, stack: AsyncExitStac
         blob = await archive.threads.file(archive.blobs.open, version.digest, version.size)
     except Damaged as damage:
         raise _damaged(version) from damage
-    stack.callback(blob.close)
     return _BlobReader(version, blob, archive.threads)
 
 

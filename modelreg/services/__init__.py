@@ -19,7 +19,7 @@ from modelreg.services.model_registry import ModelRegistryServicer
 from modelreg.services.names import HEALTH, REGISTRY
 from modelreg.services.open_files import OpenFiles
 from modelreg.services.reflection import reflection_servicers
-from modelreg.services.statuses import translated
+from modelreg.services.statuses import as_status
 from modelreg.services.upload_body import ChunkDecoder
 from modelreg.transport import MessageDecoder
 
@@ -31,6 +31,7 @@ __all__ = [
     "Readiness",
     "Tokens",
     "admission",
+    "as_status",
     "build_services",
     "streamed",
 ]
@@ -66,4 +67,4 @@ def build_services(
     servicers = [HealthServicer(readiness, [REGISTRY], registry.is_damaged)]
     if reflection:
         servicers += reflection_servicers([REGISTRY, HEALTH])
-    return [translated(main), *(translated(servicer.service) for servicer in servicers)]
+    return [main, *(servicer.service for servicer in servicers)]

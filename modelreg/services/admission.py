@@ -7,7 +7,6 @@ from collections.abc import Callable
 from modelreg.services.authentication import Tokens
 from modelreg.services.health import Readiness
 from modelreg.services.names import HEALTH, REGISTRY
-from modelreg.services.statuses import errors_as_statuses
 from modelreg.transport import Request
 
 # Methods that need a token which may write.
@@ -24,7 +23,7 @@ HEALTH_CHECK_PATHS = frozenset(
 
 
 def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
-    """What the transport asks of each call: raises a gRPC status where it may not pass.
+    """What the transport asks of each call: raises an error of the domain where it may not pass.
 
     Where *tokens* gives some, all but health checks, gRPC's and a Directory's, need one. The registry's own calls pass
     only while it's ready.
@@ -33,12 +32,11 @@ def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Call
     def admit(request: Request) -> None:
         if request.service_name == HEALTH:
             return
-        with errors_as_statuses():
-            is_health_check = request.service_name == REGISTRY and request.method_name in HEALTH_CHECKS
-            known = tokens()
-            if known is not None and not is_health_check:
-                known.check(request, writes=request.method_name in WRITING)
-            if request.service_name == REGISTRY:
-                readiness.check()
+        is_health_check = request.service_name == REGISTRY and request.method_name in HEALTH_CHECKS
+        known = tokens()
+        if known is not None and not is_health_check:
+            known.check(request, writes=request.method_name in WRITING)
+        if request.service_name == REGISTRY:
+            readiness.check()
 
     return admit

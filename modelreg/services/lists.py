@@ -18,7 +18,7 @@ from modelreg.registry.records import LONGEST_MODEL_ID, ModelInfo
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.messages import model_piece, version_piece
-from modelreg.services.statuses import errors_as_statuses, failure
+from modelreg.services.statuses import failure
 from modelreg.transport import PiecewiseMessage
 
 # How many models or versions one call may ask for by name. A call that waits for memory keeps a reference to each.
@@ -80,9 +80,7 @@ def _all_versions(registry: Registry, message: api.RetrieveVersionInfosRequest) 
 
     def pieces() -> Iterator[bytes]:
         last: int | None = None
-        with errors_as_statuses():  # the model may have been deleted
-            found = islice(registry.versions(model_id, first=first), count)
-        for version in found:
+        for version in islice(registry.versions(model_id, first=first), count):  # the model may have been deleted
             last = version.number
             yield version_piece(version)
         yield _next_versions(handles.after_versions(last, handle))

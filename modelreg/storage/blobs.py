@@ -125,6 +125,8 @@ class BlobStore:
 
         One that can't be deleted is the next boot's to deal with, and nobody's failure.
         """
+        if not self._unreferenced:
+            return
         gone = {
             digest for digest in self._unreferenced if digest not in self._references and digest not in self._leaving
         }

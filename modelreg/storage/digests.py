@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import binascii
 
 DIGEST_BYTES = 32
 
 
 def to_base64(digest: bytes) -> str:
     """A SHA-256 as text."""
-    return base64.b64encode(digest).decode()
+    return binascii.b2a_base64(digest, newline=False).decode()
 
 
 def from_base64(text: str) -> bytes:

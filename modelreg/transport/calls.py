@@ -4,8 +4,8 @@ A call runs in a task of its own under a cancel scope. Four things cancel it: th
 is lost, the deadline passes, the server stops. The handler really ends then, its async generators are closed, and only
 after that the status (if anybody is left to read it) is sent.
 
-What a handler raises becomes the call's status here and nowhere else: `RpcFailedError` as it is, also as the only
-exception in a group; anything else is a bug, is logged with its traceback, and the client sees INTERNAL "internal error".
+What a handler raises becomes the call's status here and nowhere else: `RpcFailedError` as it is, an error that
+`Failures.as_status` knows as what that says, either also as the only exception in a group; anything else is a bug, is logged with its traceback, and the client sees INTERNAL "internal error".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol, cast
 
+import attrs
 import trio
 import trio.lowlevel
 
@@ -54,6 +55,37 @@ class Serializable(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
+@attrs.frozen
+class Failures:
+    """What becomes of calls that raise.
+
+    Attributes:
+        logger: takes the bugs, with their tracebacks.
+        as_status: makes an `RpcFailedError` of other errors that tell a status; None of a bug.
+        told: hears of each status that a call has raised, by its number and message.
+    """
+
+    logger: Logger
+    as_status: Callable[[BaseException], Exception | None]
+    told: Callable[[Request, int, str], object]
+
+    def end(self, error: BaseException, core: Core, stream: Stream) -> None:
+        """End a call with what was raised for it, behind what it has sent."""
+        single = error
+        while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
+            single = single.exceptions[0]
+        failed = single if isinstance(single, RpcFailedError) else self.as_status(single)
+        if failed is not None:
+            code, message = status_of(failed)
+            self.told(stream.request, code, message)
+            core.finish(stream, code, message)
+            return
+        self.logger.exception(  # noqa: LOG004 - called where it was caught
+            "a handler raised an exception: %s", stream.request.path, exc_info=error
+        )
+        core.finish(stream, StatusCode.INTERNAL.value, "internal error")
+
+
 class Call:
     """A call that runs. `cancel` ends it with a status, or without where nobody can be told."""
 
@@ -67,8 +99,7 @@ class Call:
         max_message_bytes: int,
         allowance: Allowance,
         turn_over: Callable[[], bool],
-        logger: Logger,
-        failed: Callable[[Request, int, str], object],
+        failures: Failures,
     ) -> None:
         self.stream = stream
         self._core = core
@@ -79,8 +110,7 @@ class Call:
         self._max_message_bytes = max_message_bytes
         self._allowance = allowance
         self._turn_over = turn_over
-        self._logger = logger
-        self._failed = failed
+        self._failures = failures
         self._incomplete = False
         self._room = Signal()
         stream.wake_sender = self._room.set
@@ -108,11 +138,11 @@ class Call:
                     if rest is not None:
                         if not isinstance(rest, Exception):  # KeyboardInterrupt and its like are not ours
                             raise
-                        self._raised(rest)
+                        self._failures.end(rest, core, stream)
                     if cancelled is not None:
                         raise cancelled from None
                 except Exception as error:  # noqa: BLE001 - a bug in a handler costs its call, nothing else
-                    self._raised(error)
+                    self._failures.end(error, core, stream)
                 await self._sent()
             if self._scope.cancelled_caught and not stream.closed:
                 core.withdraw(stream)
@@ -198,28 +228,3 @@ class Call:
         """Wait until everything queued has been handed to the kernel, or never will be."""
         while not self.stream.sent:
             await self._room.wait()
-
-    def _raised(self, error: BaseException) -> None:
-        end_with(error, self._core, self.stream, self._logger, self._failed)
-
-
-def end_with(
-    error: BaseException,
-    core: Core,
-    stream: Stream,
-    logger: Logger,
-    failed: Callable[[Request, int, str], object],
-) -> None:
-    """End a call with what was raised for it, behind what it has sent."""
-    single = error
-    while isinstance(single, BaseExceptionGroup) and len(single.exceptions) == 1:
-        single = single.exceptions[0]
-    if isinstance(single, RpcFailedError):
-        code, message = status_of(single)
-        failed(stream.request, code, message)
-        core.finish(stream, code, message)
-        return
-    logger.exception(  # noqa: LOG004 - called where it was caught
-        "a handler raised an exception: %s", stream.request.path, exc_info=error
-    )
-    core.finish(stream, StatusCode.INTERNAL.value, "internal error")

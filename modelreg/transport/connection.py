@@ -19,7 +19,7 @@ import trio.lowlevel
 
 from ._purerpc import Method, StatusCode
 from .buffers import Allowance, Buffer, BufferPool
-from .calls import Call, Logger, end_with
+from .calls import Call, Failures
 from .core import Core
 from .faults import ConnectionFault, ErrorCode
 from .limits import PROGRESS, CallQuota, Limits
@@ -75,16 +75,15 @@ class Shared:
         admit: Callable[[Request], None] | None,
         health_checks: Container[str],
         limits: Limits,
-        logger: Logger,
-        failed: Callable[[Request, int, str], object],
+        failures: Failures,
     ) -> None:
         self.methods = methods
         self.streamed = streamed
         self.admit = admit
         self.health_checks = health_checks
         self.limits = limits
-        self.logger = logger
-        self.failed = failed
+        self.failures = failures
+        self.logger = failures.logger
         self.buffers = BufferPool(plenty=limits.receive_pool)
         self.windows = Allowance(limits.window_pool)
         self.headers = Allowance(limits.header_pool)
@@ -110,7 +109,7 @@ class Connection:
         self._writable = Signal()
         self._drained = Signal()  # the writer has sent what congested the connection
         self.core.outbound.wake = self._writable.set
-        self.core.refused = shared.failed
+        self.core.refused = shared.failures.told
         self._nursery: trio.Nursery | None = None
         self._turns = shared.turns
         self._share = Share()
@@ -275,8 +274,7 @@ class Connection:
                 limit,
                 shared.messages,
                 self._turns.over,
-                shared.logger,
-                shared.failed,
+                shared.failures,
             )
             shared.places.busy(self)
             self.calls[stream.id] = call
@@ -290,7 +288,7 @@ class Connection:
             try:
                 shared.admit(stream.request)
             except Exception as error:  # noqa: BLE001 - a bug costs the call, nothing else
-                end_with(error, self.core, stream, shared.logger, shared.failed)
+                shared.failures.end(error, self.core, stream)
                 return False
         return True
 

@@ -13,7 +13,7 @@ class PiecewiseMessage:
 
     Attributes:
         pieces: makes the encoding from its beginning, in pieces. The transport may call it twice. What it yields may change
-            in between, and it raises nothing.
+            in between. What it raises ends the call.
         advice: tells a client what to do when the message is larger than a reply may be. None: it's sent whatever its size,
             as it's the answer to a change that was made.
     """

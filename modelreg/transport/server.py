@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from ._purerpc import Service, methods
-from .calls import Logger
+from .calls import Failures, Logger
 from .connection import Connection, Shared
 from .limits import Limits
 from .messages import MessageDecoder
@@ -46,8 +46,8 @@ class Server:
       streamed: for each path (`/package.Service/Method`) a factory of the `MessageDecoder` that replaces protobuf
         there.
       parsers: for each path what makes a request of a message's bytes, in place of protobuf. It may raise `RpcFailedError`.
-      admit: looks at each request before a handler, or anything of the body, is; it passes, unless `RpcFailedError` is
-        raised.
+      admit: looks at each request before a handler, or anything of the body, is; it passes, unless this raises.
+      as_status: makes an `RpcFailedError` of an error that a handler, or `admit`, has raised; None of one that is a bug.
       health_checks: paths of methods that may be called when there are too many connections; they end soon, and need no token.
       failed: told of each call that ends with a status that it raised, by the number and the message of the status.
       logger: takes errors with their traceback; a structlog or standard logger.
@@ -62,13 +62,19 @@ class Server:
         parsers: Mapping[str, Callable[[bytes], object]] | None = None,
         admit: Callable[[Request], None] | None = None,
         health_checks: Container[str] = (),
+        as_status: Callable[[BaseException], Exception | None] = lambda _error: None,
         failed: Callable[[Request, int, str], object] = lambda _request, _code, _message: None,
         logger: Logger | None = None,
     ) -> None:
         self._logger: Logger = logger if logger is not None else logging.getLogger("modelreg.transport")
         self._limits = limits
         self._shared = Shared(
-            methods(services, parsers or {}), streamed or {}, admit, health_checks, limits, self._logger, failed
+            methods(services, parsers or {}),
+            streamed or {},
+            admit,
+            health_checks,
+            limits,
+            Failures(self._logger, as_status, failed),
         )
         self._connections: set[Connection] = set()
         self._slots = trio.Semaphore(self._shared.places.most)

@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 import pytest
-from purerpc.grpclib.exceptions import RpcFailedError
 
+from modelreg.errors import ModelregError
 from modelreg.services import Readiness, Tokens, admission
 
 
@@ -34,8 +34,8 @@ def refused(admit: Any, call: Call) -> str | None:
     """The status of a call that may not pass."""
     try:
         admit(call)
-    except RpcFailedError as error:
-        return str(error.status.status_code.name)
+    except ModelregError as error:
+        return str(error.status.name)
     return None
 
 
