@@ -6,7 +6,7 @@ list leaves out none that stays, and a page is only short where the list ends, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -68,8 +68,9 @@ def models(registry: Registry, message: api.RetrieveModelsRequest) -> PiecewiseM
 
 def versions(registry: Registry, message: api.RetrieveVersionInfosRequest) -> PiecewiseMessage:
     """The reply to RetrieveVersionInfos. Raises InvalidArgument or NotFound."""
-    make = _versions_by_number if message.version_numbers else _all_versions
-    return PiecewiseMessage(make(registry, message), "ask for pages, or smaller ones, with versions_count")
+    numbers = message.version_numbers
+    pieces = _versions_by_number(registry, message, numbers) if numbers else _all_versions(registry, message)
+    return PiecewiseMessage(pieces, "ask for pages, or smaller ones, with versions_count")
 
 
 def _all_versions(registry: Registry, message: api.RetrieveVersionInfosRequest) -> Callable[[], Iterator[bytes]]:
@@ -88,8 +89,10 @@ def _all_versions(registry: Registry, message: api.RetrieveVersionInfosRequest) 
     return pieces
 
 
-def _versions_by_number(registry: Registry, message: api.RetrieveVersionInfosRequest) -> Callable[[], Iterator[bytes]]:
-    asked, handle = message.version_numbers, message.version_handle
+def _versions_by_number(
+    registry: Registry, message: api.RetrieveVersionInfosRequest, asked: Sequence[int]
+) -> Callable[[], Iterator[bytes]]:
+    handle = message.version_handle
     count = message.versions_count or None
     _check_number(len(asked), "versions")
     found = registry.versions_by_number(message.model_id, asked)

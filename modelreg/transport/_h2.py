@@ -13,7 +13,7 @@ every frame as it came, except:
 - RST_STREAM for streams that are over. It makes a connection error of them as soon as it has
   forgotten the stream, though they are bound to cross with our trailers.
 
-Sending, only its state is told (`headers_sent`, `reset_sent`): the few header blocks that a gRPC server sends are
+Sending, only its state is told (`end_sent`, `reset_sent`): the few header blocks that a gRPC server sends are
 constant bytes (`replies`), its encoder is not used. Its outbound windows are the ones sent against: `Engine.window` and
 `StreamHandle.outbound_flow_control_window` are decremented here, h2 increments them, checks them for overflow, and lets
 them become negative when SETTINGS_INITIAL_WINDOW_SIZE shrinks.
@@ -84,7 +84,6 @@ class _Input:
                 raise
 
 
-_SEND_HEADERS = _Input(_StreamInputs.SEND_HEADERS)
 _SEND_END_STREAM = _Input(_StreamInputs.SEND_END_STREAM)
 _SEND_RST_STREAM = _Input(_StreamInputs.SEND_RST_STREAM)
 _RECV_HEADERS = _Input(_StreamInputs.RECV_HEADERS)
@@ -103,6 +102,16 @@ class Listener(Protocol):
     def stream_reset(self, stream_id: int, code: int) -> None: ...
     def settings_changed(self) -> None: ...
     def ping_answered(self, payload: bytes) -> None: ...
+
+
+class _Stream(h2.stream.H2Stream):  # type: ignore[misc]
+    """A stream without what isn't used of it: the inbound window, the length of its content."""
+
+    def __init__(self, stream_id: int, config: h2.config.H2Configuration, window: int) -> None:
+        self.state_machine = h2.stream.H2StreamStateMachine(stream_id)
+        self.stream_id = stream_id
+        self.config = config
+        self.outbound_flow_control_window = window
 
 
 class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
@@ -131,14 +140,7 @@ class _Connection(h2.connection.H2Connection):  # type: ignore[misc]
             raise h2.exceptions.StreamIDTooLowError(stream_id, self.highest_inbound_stream_id)
         if stream_id % 2 != int(allowed_ids):
             raise h2.exceptions.ProtocolError("Invalid stream ID for peer.")
-        stream = h2.stream.H2Stream(
-            stream_id,
-            config=self.config,
-            inbound_window_size=0,  # `streams.Stream` counts
-            outbound_window_size=self.first_window - self.window_change,
-        )
-        stream.max_inbound_frame_size = self.max_inbound_frame_size
-        stream.max_outbound_frame_size = self.max_outbound_frame_size
+        stream = _Stream(stream_id, self.config, self.first_window - self.window_change)
         self.streams[stream_id] = stream
         self.highest_inbound_stream_id = stream_id
         return stream
@@ -270,12 +272,9 @@ class Engine:
         """DATA that the stream's state does not allow."""
         self.receive(frames.frame_header(0, frames.DATA, frames.END_STREAM if end_stream else 0, stream_id))
 
-    def headers_sent(self, handle: StreamHandle, end_stream: bool) -> None:
-        """The stream's headers, or its trailers, are on their way."""
-        machine = cast(Any, handle).state_machine
-        _SEND_HEADERS.give(machine)
-        if end_stream:
-            _SEND_END_STREAM.give(machine)
+    def end_sent(self, handle: StreamHandle) -> None:
+        """The stream's trailers are on their way. Headers are no news to the state machine, but for whether they came first."""
+        _SEND_END_STREAM.give(cast(Any, handle).state_machine)
 
     def reset_sent(self, handle: StreamHandle) -> None:
         """An RST_STREAM for the stream is on its way."""

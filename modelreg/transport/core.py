@@ -398,7 +398,6 @@ class Core:
             return
         if not stream.headers_sent:
             stream.headers_sent = True
-            self.engine.headers_sent(stream.handle, False)
             self.outbound.control(self.outbound.headers(stream.id, replies.RESPONSE, False))
         add = self.outbound.add
         if isinstance(message, FileMessage):
@@ -428,7 +427,6 @@ class Core:
                 handle.outbound_flow_control_window -= size
                 engine.window -= size
                 self.outbound.frames_cut += 1
-                engine.headers_sent(handle, False)
                 stream.headers_sent = True
                 outbound = self.outbound
                 beginning = outbound.beginning(stream.id, size)
@@ -541,7 +539,7 @@ class Core:
         """The frames that end a stream: trailers, and if the client is still sending, RST_STREAM (RFC 9113, section 8.1)."""
         engine = self.engine
         frame = self.outbound.headers(stream.id, block, True)
-        engine.headers_sent(stream.handle, True)
+        engine.end_sent(stream.handle)
         if not stream.remote_ended:
             engine.reset_sent(stream.handle)
             frame += frames.rst_stream(stream.id, ErrorCode.NO_ERROR)
