@@ -20,8 +20,7 @@ from modelreg.registry.registry import open_registry
 from modelreg.services import Audit, OpenFiles, Readiness, as_status, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
-from modelreg.transport import Request
-from modelreg.transport.requests import NO_REQUEST
+from modelreg.transport.requests import NO_REQUEST, Request
 
 
 class Silent(Audit):

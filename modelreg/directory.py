@@ -28,8 +28,9 @@ from modelreg.client.retry import Backoff
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import Channel, deadline
 from modelreg.client.transport.connection import Timing
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address
+from modelreg.grpc.status import Code
 from modelreg.log import Logger
 from modelreg.settings import Settings
 

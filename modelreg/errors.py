@@ -8,61 +8,61 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from purerpc.grpclib.status import StatusCode
+from modelreg.grpc.status import Code
 
 
 class ModelregError(Exception):
     """A call failed in a way that its caller is told about. Never raised itself, only its kinds are."""
 
-    status: ClassVar[StatusCode]
+    status: ClassVar[Code]
 
 
 class InvalidArgument(ModelregError):
     """The request can't be right, whatever the registry holds: change it before sending it again."""
 
-    status = StatusCode.INVALID_ARGUMENT
+    status = Code.INVALID_ARGUMENT
 
 
 class NotFound(ModelregError):
     """The model or version isn't there (or not any more): to be expected."""
 
-    status = StatusCode.NOT_FOUND
+    status = Code.NOT_FOUND
 
 
 class ResourceExhausted(ModelregError):
     """Disk or memory is full: make room, or raise the option that the message names."""
 
-    status = StatusCode.RESOURCE_EXHAUSTED
+    status = Code.RESOURCE_EXHAUSTED
 
 
 class DataLoss(ModelregError):
     """Stored data is damaged or missing. Storing the same content again heals it."""
 
-    status = StatusCode.DATA_LOSS
+    status = Code.DATA_LOSS
 
 
 class Unavailable(ModelregError):
     """The registry isn't ready, or is stopping: try again, perhaps elsewhere."""
 
-    status = StatusCode.UNAVAILABLE
+    status = Code.UNAVAILABLE
 
 
 class Unauthenticated(ModelregError):
     """The registry wants a token, and the call has none that it knows."""
 
-    status = StatusCode.UNAUTHENTICATED
+    status = Code.UNAUTHENTICATED
 
 
 class PermissionDenied(ModelregError):
     """The call's token is for reading only."""
 
-    status = StatusCode.PERMISSION_DENIED
+    status = Code.PERMISSION_DENIED
 
 
 class StorageFailed(ModelregError):
     """Writing failed in a way that has nothing to do with the request (an I/O error). The cause is in the log."""
 
-    status = StatusCode.INTERNAL
+    status = Code.INTERNAL
 
 
 class StartupError(Exception):

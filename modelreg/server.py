@@ -41,7 +41,8 @@ from modelreg.services import (
 )
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
-from modelreg.transport import Limits, Server
+from modelreg.transport.limits import Limits
+from modelreg.transport.server import Server
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

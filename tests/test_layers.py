@@ -1,27 +1,31 @@
 """The rooms of the house, and that an arrow between them only points down: cli → server → services → registry →
 storage, with transport beside the last two. Imports are read from the source, so those inside functions and for type
-checking count, too."""
+checking count, too. What an import brings along by way of others is seen in a process of its own."""
 
 from __future__ import annotations
 
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import modelreg.client
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "modelreg"
 
-# What a room may import besides itself. The first six are for all.
-LEAVES = {"api", "bell", "errors", "log", "renameat2", "settings"}
+# What a room may import besides itself. The first seven are for all.
+LEAVES = {"api", "bell", "errors", "grpc", "log", "renameat2", "settings"}
 ROOMS: dict[str, set[str]] = {
     "api": set(),
     "bell": set(),
-    "errors": set(),
+    "grpc": set(),
+    "errors": {"grpc"},
     "machine": set(),
     "renameat2": set(),
     "settings": {"machine"},
@@ -39,12 +43,36 @@ ROOMS: dict[str, set[str]] = {
     "__init__": set(),
 }
 
+# The one module that speaks to purerpc, beside the generated stubs.
+BRIDGE = PACKAGE / "transport/_purerpc.py"
+
 # What a room has no business with.
 STRANGERS: dict[str, set[str]] = {
     "registry": {"google", "grpc", "h2", "hpack", "purerpc", "socket", "modelreg.api"},
     "storage": {"google", "grpc", "h2", "hpack", "purerpc", "modelreg.api"},
     "transport": {"modelreg.api"},
 }
+
+# What importing a module, or all of a package, must not bring along, not even by way of others.
+HTTP2 = {"h2", "hpack", "hyperframe", "purerpc"}
+NEVER_LOADED: dict[str, set[str]] = {
+    "modelreg.errors": {*HTTP2, "google", "trio", "anyio"},
+    "modelreg.grpc": {*HTTP2, "google", "trio", "anyio"},
+    "modelreg.storage": {*HTTP2, "google", "grpc", "modelreg.transport", "modelreg.api"},
+    "modelreg.registry": {*HTTP2, "google", "grpc", "modelreg.transport", "modelreg.api"},
+    "modelreg.client.errors": {*HTTP2, "google", "trio", "anyio", "modelreg.api"},
+    "modelreg.client": {
+        "purerpc",
+        "trio",
+        "modelreg.services",
+        "modelreg.storage",
+        "modelreg.registry",
+        "modelreg.server",
+    },
+}
+
+# Of `transport`, the client loads what both sides need.
+SHARED_TRANSPORT = {"_hpack", "blocks", "buffers", "faults", "frames", "limits", "suites"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
@@ -93,6 +121,61 @@ def test_rooms_know_nothing_of(room: str) -> None:
         if room_of(path) == room:
             known = [name for name in imports(path) for other in STRANGERS[room] if f"{name}.".startswith(f"{other}.")]
             assert not known, f"{path.relative_to(ROOT)} imports {known}"
+
+
+def test_only_the_bridge_imports_purerpc() -> None:
+    for path in MODULES:
+        if path != BRIDGE and room_of(path) != "api":
+            assert not any(f"{name}.".startswith("purerpc.") for name in imports(path)), path.relative_to(ROOT)
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    paths = {dotted(path): path for path in MODULES}
+    imported: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        found = (next((name for name in prefixes(full) if name in paths), module) for full in imports(path))
+        imported[module] = set(found) - {module}
+    while leaves := {module for module, names in imported.items() if not names & imported.keys()}:
+        for module in leaves:
+            del imported[module]
+    assert not imported, "each of these imports another of them"
+
+
+def prefixes(name: str) -> Iterator[str]:
+    """A name, and the packages around it: the nearest first."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def loaded_by(name: str) -> set[str]:
+    """All modules that a process has loaded once it has imported a module, or all of a package."""
+    wanted = [module for module in map(dotted, MODULES) if f"{module}.".startswith(f"{name}.")]
+    code = f"import sys, {', '.join(wanted)}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+@pytest.mark.parametrize("name", NEVER_LOADED)
+def test_imports_bring_along_no_more_than_they_should(name: str) -> None:
+    loaded = loaded_by(name)
+    assert name in loaded
+    assert not {module for module in loaded if NEVER_LOADED[name] & set(prefixes(module))}
+    if name == "modelreg.client":
+        of_transport = {module for module in loaded if module.startswith("modelreg.transport.")}
+        assert of_transport == {f"modelreg.transport.{module}" for module in SHARED_TRANSPORT}
+
+
+def test_the_names_of_the_client_are_all_there() -> None:
+    assert set(modelreg.client._HOMES) == set(modelreg.client.__all__)
+    for name, home in modelreg.client._HOMES.items():
+        assert getattr(modelreg.client, name) is getattr(sys.modules[home], name)
+    assert set(modelreg.client.__all__) <= set(dir(modelreg.client))
+    with pytest.raises(AttributeError, match="no attribute 'ModelRegistri'"):
+        getattr(modelreg.client, "ModelRegistri")  # noqa: B009 - mypy knows that it isn't there
 
 
 def test_relative_imports_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from modelreg import settings as settings_module
 from modelreg.settings import ACCEPTABLE_CHUNK_BYTES, DOCUMENTED_CHUNK_BYTES, OPTIONS, InvalidOption, Option, Settings
-from modelreg.transport import Limits
+from modelreg.transport.limits import Limits
 
 # For each option two texts and their values, neither the default, and texts that aren't allowed.
 EXAMPLES: dict[str, tuple[tuple[str, object], tuple[str, object], list[str]]] = {

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
-import trio.lowlevel
 
 _logger = logging.getLogger("modelreg.client")
 
@@ -78,6 +78,8 @@ class Background:
         """Run a function in a task of its own, on the event loop that runs now."""
         task = BackgroundTask()
         if _on_trio():
+            import trio.lowlevel  # 55 ms that programs on asyncio don't need
+
             trio.lowlevel.spawn_system_task(task._run, function, self._tasks, name=name)  # noqa: SLF001
         else:
             handle = asyncio.create_task(task._run(function, self._tasks), name=name)  # noqa: SLF001
@@ -104,6 +106,8 @@ def call_soon(function: Callable[[], object]) -> Callable[[], None]:
     pid = os.getpid()
     soon: Callable[[Callable[[], object]], object]
     if _on_trio():
+        import trio.lowlevel  # 55 ms that programs on asyncio don't need
+
         soon = trio.lowlevel.current_trio_token().run_sync_soon
     else:
         soon = asyncio.get_running_loop().call_soon_threadsafe
@@ -118,6 +122,10 @@ def call_soon(function: Callable[[], object]) -> Callable[[], None]:
 
 def _on_trio() -> bool:
     """Whether this is a Trio task. Asked instead of asyncio, as a guest Trio runs within an asyncio loop."""
+    if "trio" not in sys.modules:
+        return False
+    import trio.lowlevel  # 55 ms that programs on asyncio don't need
+
     try:
         trio.lowlevel.current_task()
     except RuntimeError:

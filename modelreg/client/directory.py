@@ -9,8 +9,9 @@ from modelreg.client.background import Background
 from modelreg.client.endpoint import Direct, Endpoint, Inquiry, parse_url, shown
 from modelreg.client.transport.channel import Channel
 from modelreg.client.transport.connection import Timing
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address
+from modelreg.grpc.status import Code
 
 TOKEN = "authentication-token"  # noqa: S105  # a key of metadata
 INQUIRE = "/cogmentAPI.DirectorySP/Inquire"

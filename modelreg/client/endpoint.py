@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 
 from modelreg.api.directory_pb2 import ServiceType
-from modelreg.transport.tls import CIPHERS
+from modelreg.transport.suites import ALPN, CIPHERS
 
 DISCOVER = "cogment://discover"
 
@@ -73,7 +73,7 @@ class Endpoint:
             context = ssl.create_default_context(cadata=None if roots is None else _pem("root_certificates", roots))
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.set_ciphers(CIPHERS)
-            context.set_alpn_protocols(["h2"])
+            context.set_alpn_protocols([ALPN])
             if self.private_key is not None and self.certificate_chain is not None:
                 key = _pem("private_key", self.private_key)
                 _load_chain(context, key + _pem("certificate_chain", self.certificate_chain))

@@ -16,7 +16,8 @@ anything is sent.
 
 from __future__ import annotations
 
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 
 class RegistryError(Exception):

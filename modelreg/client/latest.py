@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any
 
 import anyio
 
@@ -14,33 +14,41 @@ from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff
 from modelreg.client.workers import in_thread
 
-if TYPE_CHECKING:
-    from modelreg.client.registry import ModelRegistry
-
 
 class TrackedModel:
-    """A model that is tracked, for all that asked for it."""
+    """A model that is tracked, for all that asked for it.
+
+    Arguments:
+        name: of the model.
+        deserialize: makes the value of the data; None leaves the data as it is.
+        background: where `run` runs.
+        updates: follows the model.
+        fetch: gives the data of the newest iteration, None where there is none.
+    """
 
     def __init__(
         self,
-        registry: ModelRegistry,
         name: str,
         deserialize: Callable[[bytes], Any] | None,
         background: Background,
+        *,
+        updates: Callable[[str], AsyncIterable[ModelIterationInfo]],
+        fetch: Callable[[str], Awaitable[tuple[bytes, ModelIterationInfo] | None]],
     ) -> None:
         self.name = name
         self.deserialize = deserialize
         self.latest: tuple[Any, ModelIterationInfo] | None = None
         self.error: Exception | None = None
         """Why tracking has ended."""
-        self._registry = registry
         self._background = background
+        self._updates = updates
+        self._newest = fetch
         self._changed = anyio.Event()
 
     async def run(self) -> None:
         """Track it until that isn't possible any more."""
         try:
-            async for info in self._registry.iteration_updates(self.name):
+            async for info in self._updates(self.name):
                 if (
                     self.latest is None
                     or info.iteration > self.latest[1].iteration
@@ -64,7 +72,7 @@ class TrackedModel:
         backoff = Backoff()
         while True:
             try:
-                found = await self._registry._retrieve_latest(self.name)  # noqa: SLF001
+                found = await self._newest(self.name)
                 break
             except (Unavailable, DeadlineExceeded) as error:
                 logger.info("the latest iteration of model %r can't be had yet: %s", self.name, error)

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from modelreg.client.errors import Exhausted
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 T = TypeVar("T")
 

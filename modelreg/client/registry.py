@@ -29,9 +29,10 @@ from modelreg.client.rpc import Rpc, translated
 from modelreg.client.sources import Model, flat, opened
 from modelreg.client.targets import BytesTarget, FileTarget, MemoryTarget, Target
 from modelreg.client.transport.channel import deadline
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.updates import IterationUpdates
 from modelreg.client.upload import Progress, Upload
+from modelreg.grpc.status import Code
 
 SHA256_BYTES = 32
 
@@ -438,7 +439,13 @@ class ModelRegistry:
         if name not in self._tracked or self._tracked[name][1].ended:
             await self.wait_for_model(name, initial_wait)
         if name not in self._tracked or self._tracked[name][1].ended:  # nobody else was faster
-            tracked = TrackedModel(self, name, deserialize_func, self._background)
+            tracked = TrackedModel(
+                name,
+                deserialize_func,
+                self._background,
+                updates=self.iteration_updates,
+                fetch=self._retrieve_latest,
+            )
             self._tracked[name] = tracked, self._background.spawn(tracked.run, f"modelreg tracks {name}")
         tracked = self._tracked[name][0]
         if deserialize_func is not None and tracked.deserialize != deserialize_func:

@@ -12,7 +12,8 @@ import random
 
 import attrs
 
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 
 @attrs.define

@@ -15,7 +15,8 @@ from modelreg.client.errors import OutcomeUnknown, error_of
 from modelreg.client.logs import logger
 from modelreg.client.retry import Backoff, Patience, transient
 from modelreg.client.transport.channel import Channel, deadline
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 SERVICE = "/cogmentAPI.ModelRegistrySP/"
 

@@ -31,7 +31,8 @@ from modelreg.client.retry import Backoff, transient
 from modelreg.client.rpc import SERVICE, Rpc
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import deadline
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 REMEMBERED = 256
 

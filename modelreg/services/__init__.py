@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from purerpc.server import Service
-
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.registry.registry import Registry
@@ -21,7 +19,8 @@ from modelreg.services.open_files import OpenFiles
 from modelreg.services.reflection import reflection_servicers
 from modelreg.services.statuses import as_status
 from modelreg.services.upload_body import ChunkDecoder
-from modelreg.transport import MessageDecoder
+from modelreg.transport._purerpc import Service
+from modelreg.transport.messages import MessageDecoder
 
 __all__ = [
     "HEALTH_CHECK_PATHS",

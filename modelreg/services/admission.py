@@ -7,7 +7,7 @@ from collections.abc import Callable
 from modelreg.services.authentication import Tokens
 from modelreg.services.health import Readiness
 from modelreg.services.names import HEALTH, REGISTRY
-from modelreg.transport import Request
+from modelreg.transport.requests import Request
 
 # Methods that need a token which may write.
 WRITING = frozenset({"CreateOrUpdateModel", "DeleteModel", "CreateVersion"})

@@ -11,13 +11,12 @@ import logging
 import urllib.parse
 from collections.abc import Callable
 
-from purerpc.grpclib.status import StatusCode
-
+from modelreg.grpc.status import Code
 from modelreg.log import LineQuota, Logger, shown
 from modelreg.registry.records import VersionInfo
 from modelreg.services.authentication import Tokens
-from modelreg.transport import Request
 from modelreg.transport.places import host_of
+from modelreg.transport.requests import Request
 
 # As clients of this project send it, percent-encoded where it isn't printable ASCII.
 USER_ID_KEY = "user-id"
@@ -31,11 +30,11 @@ LONGEST_CALL = 100
 REFUSALS = {
     code.value: code.name
     for code in (
-        StatusCode.INVALID_ARGUMENT,
-        StatusCode.RESOURCE_EXHAUSTED,
-        StatusCode.FAILED_PRECONDITION,
-        StatusCode.PERMISSION_DENIED,
-        StatusCode.UNAUTHENTICATED,
+        Code.INVALID_ARGUMENT,
+        Code.RESOURCE_EXHAUSTED,
+        Code.FAILED_PRECONDITION,
+        Code.PERMISSION_DENIED,
+        Code.UNAUTHENTICATED,
     )
 }
 

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
-from purerpc.grpclib.status import StatusCode
-
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
+from modelreg.grpc.status import Code
 from modelreg.registry.records import LONGEST_MODEL_ID, ModelInfo
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
 from modelreg.services.messages import model_piece, version_piece
-from modelreg.services.statuses import failure
-from modelreg.transport import PiecewiseMessage
+from modelreg.transport._purerpc import failure
+from modelreg.transport.pieces import PiecewiseMessage
 
 # How many models or versions one call may ask for by name. A call that waits for memory keeps a reference to each.
 MOST_ASKED = 1000
@@ -39,7 +38,7 @@ def parser(kind: _Message) -> Callable[[bytes], object]:
     def parse(body: bytes) -> object:
         if len(body) > LARGEST_REQUEST:
             msg = f"the request has {len(body)} bytes, {LARGEST_REQUEST} are allowed: ask for less at once"
-            raise failure(StatusCode.INVALID_ARGUMENT, msg)
+            raise failure(Code.INVALID_ARGUMENT, msg)
         return kind.FromString(body)
 
     return parse

@@ -14,7 +14,8 @@ from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.requests import LONGEST_REQUEST_ID
 from modelreg.storage.digests import from_base64, to_base64
-from modelreg.transport import PiecewiseMessage, Request
+from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.requests import Request
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
 REQUEST_ID_KEY = "modelreg-request-id"

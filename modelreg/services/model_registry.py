@@ -28,7 +28,10 @@ from modelreg.services.open_files import OpenFiles
 from modelreg.services.status import OVERALL_LOAD, overall_load, statuses
 from modelreg.services.upload_body import Item
 from modelreg.storage.writers import SMALL_BYTES
-from modelreg.transport import FileMessage, LandsData, PiecewiseMessage, Request
+from modelreg.transport.files import FileMessage
+from modelreg.transport.intake import LandsData
+from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.requests import Request
 
 # The release of the interface that this is.
 COGMENT_API_VERSION = "2.22.0"

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from modelreg.transport import Request, host_of
+from modelreg.transport.places import host_of
+from modelreg.transport.requests import Request
 
 # Of all open files of the process: half may be connections, and a quarter large transient versions (`transient.FILES_SHARE`).
 FILES_SHARE = 5

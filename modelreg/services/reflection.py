@@ -11,13 +11,13 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
-from purerpc.grpclib.status import StatusCode
-from purerpc.server import Servicer
 
 from modelreg.api import reflection_v1_pb2, reflection_v1alpha_pb2
 from modelreg.api.pool import POOL
 from modelreg.api.reflection_v1_grpc import ServerReflectionServicer as ServicerV1
 from modelreg.api.reflection_v1alpha_grpc import ServerReflectionServicer as ServicerV1Alpha
+from modelreg.grpc.status import Code
+from modelreg.transport._purerpc import Servicer
 
 
 def reflection_servicers(services: Sequence[str]) -> list[Servicer]:
@@ -55,11 +55,9 @@ class _Reflection:
                     message.all_extension_numbers_of_type
                 ).full_name
             else:
-                _fail(
-                    response, StatusCode.NOT_FOUND if kind else StatusCode.INVALID_ARGUMENT, "nothing of that kind here"
-                )
+                _fail(response, Code.NOT_FOUND if kind else Code.INVALID_ARGUMENT, "nothing of that kind here")
         except KeyError:
-            _fail(response, StatusCode.NOT_FOUND, f"{getattr(message, kind)!r} isn't known here")
+            _fail(response, Code.NOT_FOUND, f"{getattr(message, kind)!r} isn't known here")
         return response
 
 
@@ -102,6 +100,6 @@ def _add_json_names(proto: DescriptorProto, descriptor: Descriptor) -> None:
         _add_json_names(nested, descriptor.nested_types_by_name[nested.name])
 
 
-def _fail(response: Any, code: StatusCode, message: str) -> None:
+def _fail(response: Any, code: Code, message: str) -> None:
     response.error_response.error_code = code.value
     response.error_response.error_message = message

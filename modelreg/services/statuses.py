@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from purerpc.grpclib.exceptions import RpcFailedError
-from purerpc.grpclib.status import Status, StatusCode
-
 from modelreg.errors import ModelregError
-
-
-def failure(code: StatusCode, message: str) -> Exception:
-    """Return the exception that ends a call with a status."""
-    error: Exception = RpcFailedError(Status(code, message))
-    return error
+from modelreg.transport._purerpc import failure
 
 
 def as_status(error: BaseException) -> Exception | None:

@@ -18,11 +18,11 @@ import enum
 from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
-from purerpc.grpclib.status import StatusCode
 
 from modelreg.api.model_registry_pb2 import CreateVersionRequestChunk
-from modelreg.services.statuses import failure
-from modelreg.transport import DecodeError
+from modelreg.grpc.status import Code
+from modelreg.transport._purerpc import failure
+from modelreg.transport.messages import DecodeError
 
 BODY_TAG = 0x12
 DATA_CHUNK_TAG = 0x0A
@@ -82,7 +82,7 @@ class ChunkDecoder:
                 "a compressed message, or one with more in it than data, is larger than max_message_bytes allows, "
                 f"which is {self._max_collected}: send smaller ones"
             )
-            raise failure(StatusCode.RESOURCE_EXHAUSTED, msg)
+            raise failure(Code.RESOURCE_EXHAUSTED, msg)
         self._collected += data
         return ()
 

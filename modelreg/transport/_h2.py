@@ -99,7 +99,7 @@ class StreamHandle(Protocol):
 class Listener(Protocol):
     """Who is told what the frames given to the engine mean."""
 
-    def stream_reset(self, stream_id: int, code: int) -> None: ...
+    def stream_reset(self, stream_id: int) -> None: ...
     def settings_changed(self) -> None: ...
     def ping_answered(self, payload: bytes) -> None: ...
 
@@ -217,7 +217,7 @@ class Engine:
         for event in events:
             kind = type(event)
             if kind is _StreamReset:
-                listener.stream_reset(event.stream_id, int(event.error_code))
+                listener.stream_reset(event.stream_id)
             elif kind is _RemoteSettingsChanged:
                 listener.settings_changed()
             elif kind is _PingAckReceived:

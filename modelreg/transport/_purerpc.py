@@ -1,6 +1,7 @@
-"""purerpc's service layer, typed: the one module of the transport that imports purerpc, which has no type information of its own.
+"""purerpc's service layer, typed: beside the generated stubs the one module that imports purerpc.
 
-Taken from it: `Service` and the signatures of its methods, `Cardinality`, statuses and `RpcFailedError`. Its server
+It has no type information of its own. Taken from it: `Service`, `Servicer` and the signatures of methods, `Cardinality`,
+and `RpcFailedError`, which carries a status. Its server
 transport is not used. Importing it patches h2 3.2.0 (`purerpc.grpclib._h2_monkeypatch`): the state table accepts
 RST_STREAM and WINDOW_UPDATE on closed streams, as h2 itself does since 3.0, and `data_to_send` is replaced by a function
 that does the same. Neither changes what this package relies on.
@@ -14,15 +15,16 @@ from typing import Any, Protocol, cast
 from purerpc.grpclib.exceptions import RpcFailedError
 from purerpc.grpclib.status import Status, StatusCode
 from purerpc.rpc import Cardinality
-from purerpc.server import Service
+from purerpc.server import Service, Servicer
+
+from modelreg.grpc.status import Code
 
 __all__ = [
     "Cardinality",
     "Method",
     "RpcFailedError",
     "Service",
-    "Status",
-    "StatusCode",
+    "Servicer",
     "failure",
     "methods",
     "status_of",
@@ -64,9 +66,9 @@ def methods(services: Iterable[Any], parsers: Mapping[str, Callable[[bytes], obj
     }
 
 
-def failure(code: Any, message: str) -> Exception:
-    """The exception that ends a call with this status (purerpc's `StatusCode`)."""
-    return cast(Exception, RpcFailedError(Status(code, message)))
+def failure(code: Code, message: str) -> Exception:
+    """The exception that ends a call with this status."""
+    return cast(Exception, RpcFailedError(Status(StatusCode(code), message)))
 
 
 def status_of(error: Any) -> tuple[int, str]:

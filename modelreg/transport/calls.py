@@ -19,7 +19,9 @@ import attrs
 import trio
 import trio.lowlevel
 
-from ._purerpc import Method, RpcFailedError, StatusCode, status_of
+from modelreg.grpc.status import Code
+
+from ._purerpc import Method, RpcFailedError, status_of
 from .buffers import Allowance
 from .core import Core, Message
 from .faults import ConnectionFault
@@ -83,7 +85,7 @@ class Failures:
         self.logger.exception(  # noqa: LOG004 - called where it was caught
             "a handler raised an exception: %s", stream.request.path, exc_info=error
         )
-        core.finish(stream, StatusCode.INTERNAL.value, "internal error")
+        core.finish(stream, Code.INTERNAL.value, "internal error")
 
 
 class Call:
@@ -116,9 +118,9 @@ class Call:
         stream.wake_sender = self._room.set
         timeout = stream.request.timeout
         self._scope = trio.CancelScope(deadline=float("inf") if timeout is None else trio.current_time() + timeout)
-        self._verdict: tuple[StatusCode, str] = (StatusCode.DEADLINE_EXCEEDED, "the call's deadline is over")
+        self._verdict: tuple[Code, str] = (Code.DEADLINE_EXCEEDED, "the call's deadline is over")
 
-    def cancel(self, code: StatusCode, message: str) -> None:
+    def cancel(self, code: Code, message: str) -> None:
         """Stop the handler; the status is for a client that is still there."""
         self._verdict = (code, message)
         self._scope.cancel()

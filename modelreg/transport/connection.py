@@ -17,7 +17,9 @@ from collections.abc import Callable, Container, Mapping
 import trio
 import trio.lowlevel
 
-from ._purerpc import Method, StatusCode
+from modelreg.grpc.status import Code
+
+from ._purerpc import Method
 from .buffers import Allowance, Buffer, BufferPool
 from .calls import Call, Failures
 from .core import Core
@@ -141,7 +143,7 @@ class Connection:
                     await self._end(fault)
                 finally:
                     self._over = True
-                await self._stop_calls(StatusCode.CANCELLED, "the connection is closed")
+                await self._stop_calls(Code.CANCELLED, "the connection is closed")
                 nursery.cancel_scope.cancel()
         except Exception as error:
             self._shared.logger.exception("a connection failed", exc_info=error)
@@ -236,7 +238,7 @@ class Connection:
         for stream in core.take_gone():
             call = self.calls.get(stream.id)
             if call is not None:
-                call.cancel(StatusCode.CANCELLED, "the stream was reset")
+                call.cancel(Code.CANCELLED, "the stream was reset")
         for stream in core.take_opened():
             if len(self.calls) >= shared.limits.max_concurrent_streams:
                 core.refuse(stream)
@@ -249,19 +251,19 @@ class Connection:
                 reason = (
                     f"the server has as many connections as it may have ({most}, --max_connections): try again later"
                 )
-                core.finish(stream, StatusCode.UNAVAILABLE.value, reason)
+                core.finish(stream, Code.UNAVAILABLE.value, reason)
                 self.drain()
                 continue
             method = shared.methods.get(path)
             if method is None:
-                core.finish(stream, StatusCode.UNIMPLEMENTED.value, f"there is no method {_shown(path[1:])}")
+                core.finish(stream, Code.UNIMPLEMENTED.value, f"there is no method {_shown(path[1:])}")
                 continue
             if not shared.quota.take(self.host, HEALTH_CHECKS_BEYOND if path in shared.health_checks else 0):
                 reason = (
                     f"as many calls run as may ({shared.limits.max_calls}, half of them from one address, --max_calls): "
                     "try again later"
                 )
-                core.finish(stream, StatusCode.RESOURCE_EXHAUSTED.value, reason)
+                core.finish(stream, Code.RESOURCE_EXHAUSTED.value, reason)
                 continue
             decoder = shared.streamed.get(path)
             limit = shared.limits.max_message_bytes
@@ -337,7 +339,7 @@ class Connection:
             self._flushed.set()
             await trio.sleep(FLUSH_TIMEOUT)
         except LOST:
-            await self._stop_calls(StatusCode.CANCELLED, "the connection is lost")
+            await self._stop_calls(Code.CANCELLED, "the connection is lost")
         except ConnectionFault as fault:
             self._shared.logger.exception("a connection failed", exc_info=fault)
         self._cancel()
@@ -377,7 +379,7 @@ class Connection:
         """
         self._failed = True
         self.core.fail(fault.code, str(fault))
-        await self._stop_calls(StatusCode.UNAVAILABLE, "the connection is closed")
+        await self._stop_calls(Code.UNAVAILABLE, "the connection is closed")
         with trio.move_on_after(FLUSH_TIMEOUT):
             await self._flushed.wait()
             memory = memoryview(bytearray(LINGER_BYTES))
@@ -393,7 +395,7 @@ class Connection:
             except LOST:
                 pass
 
-    async def _stop_calls(self, code: StatusCode, message: str) -> None:
+    async def _stop_calls(self, code: Code, message: str) -> None:
         """Cancel the calls, a few at a time: there may be thousands."""
         for call in list(self.calls.values()):
             call.cancel(code, message)
@@ -417,7 +419,7 @@ class Connection:
         """The grace is over: UNAVAILABLE for those that still run."""
         self.core.end_drain()
         for call in self.calls.values():
-            call.cancel(StatusCode.UNAVAILABLE, reason)
+            call.cancel(Code.UNAVAILABLE, reason)
 
     def make_way(self) -> None:
         """Close soon: another connection needs the place."""
@@ -465,7 +467,7 @@ class Connection:
         for call in self.calls.values():
             if call.stream.is_stalled(now, timeout):
                 call.cancel(
-                    StatusCode.DEADLINE_EXCEEDED,
+                    Code.DEADLINE_EXCEEDED,
                     f"the client {'took' if call.stream.out_bytes else 'sent'} less than {PROGRESS} bytes "
                     f"in {timeout:g} seconds: the server waits no longer (--stall_timeout)",
                 )
@@ -478,7 +480,7 @@ class Connection:
                 continue
             if stream.is_stalled(now, UNREAD_REPLY) or now - call.replied_at > SLOW_REPLY:
                 call.cancel(
-                    StatusCode.RESOURCE_EXHAUSTED,
+                    Code.RESOURCE_EXHAUSTED,
                     "the reply was read too slowly while others waited for its memory: ask for less at once",
                 )
 

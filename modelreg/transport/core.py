@@ -20,10 +20,11 @@ from collections.abc import Callable
 
 import attrs
 
+from modelreg.grpc.status import Code
+
 from . import frames, replies
 from ._h2 import Engine, StreamHandle
 from ._hpack import HeaderList
-from ._purerpc import StatusCode
 from .abuse import AbuseMeters
 from .blocks import Blocks
 from .buffers import Account, Allowance, Buffer
@@ -83,7 +84,6 @@ class Core:
         self.drained = False  # ... and the client knows which was the last
         self.peer_leaves = False  # the client has said GOAWAY
         self.ping_pending = False
-        self.payload_received = 0
         self._limits = limits
         self._windows = windows
         self._headers = Account(headers, limits.max_header_bytes)
@@ -176,7 +176,6 @@ class Core:
             if self._recv_window < 0:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more than the connection's window")
             self._top_up(CONNECTION_WINDOW - self._recv_window)
-        self.payload_received += length
         self._data_length = length
         stream = self.streams.get(stream_id)
         if stream is None or stream.remote_ended:
@@ -338,7 +337,7 @@ class Core:
         borrowed = max(0, fields.size - FREE_HEADERS) if refusal is None else 0
         if borrowed and not self._headers.take(borrowed):
             borrowed = 0
-            refusal = Refusal(StatusCode.RESOURCE_EXHAUSTED, "too many calls with large headers: try again later")
+            refusal = Refusal(Code.RESOURCE_EXHAUSTED, "too many calls with large headers: try again later")
         stream = Stream(stream_id, handle, request, self._limits.stream_window)
         stream.borrowed_headers = borrowed
         self.streams[stream_id] = stream
@@ -348,13 +347,13 @@ class Core:
         if fields.too_large:
             limit = self._limits.max_header_bytes
             message = f"the call's headers are larger than max_header_bytes allows, which is {limit}"
-            raise Refusal(StatusCode.RESOURCE_EXHAUSTED, message)
+            raise Refusal(Code.RESOURCE_EXHAUSTED, message)
         return parse(fields, self._peer)
 
-    def stream_reset(self, stream_id: int, code: int) -> None:
+    def stream_reset(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)
         if stream is not None:
-            self._lose(stream, code)
+            self._lose(stream)
 
     def settings_changed(self) -> None:
         self._settings_changed = True
@@ -463,7 +462,7 @@ class Core:
         if not stream.closed:
             self.engine.reset_sent(stream.handle)
             self.outbound.control(frames.rst_stream(stream.id, code))
-            self._lose(stream, code)
+            self._lose(stream)
 
     def _break(self, stream: Stream, code: ErrorCode) -> None:
         """RST_STREAM because the client broke a rule: counts like a reset of the client's own (CVE-2025-8671)."""
@@ -548,8 +547,7 @@ class Core:
             self._meters.call_finished()
         return frame
 
-    def _lose(self, stream: Stream, code: int) -> None:
-        stream.reset_code = code
+    def _lose(self, stream: Stream) -> None:
         self._gone.append(stream)
         self._close(stream)
         self.withdraw(stream)

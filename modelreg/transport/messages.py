@@ -21,7 +21,9 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from ._purerpc import StatusCode, failure
+from modelreg.grpc.status import Code
+
+from ._purerpc import failure
 from .buffers import Allowance
 
 PREFIX = struct.Struct(">BI")
@@ -68,7 +70,7 @@ class MessageDecoder(Protocol):
 
 def invalid(message: str) -> Exception:
     """The exception for bytes that are no message."""
-    return failure(StatusCode.INVALID_ARGUMENT, message)
+    return failure(Code.INVALID_ARGUMENT, message)
 
 
 def parsed(parse: Callable[[bytes], object], body: bytes) -> object:
@@ -85,7 +87,7 @@ def _undecodable(error: DecodeError) -> Exception:
 
 def _too_large(limit: int) -> Exception:
     return failure(
-        StatusCode.RESOURCE_EXHAUSTED,
+        Code.RESOURCE_EXHAUSTED,
         f"a message is larger than max_message_bytes allows, which is {limit}: send less at once, or raise that option",
     )
 
@@ -111,7 +113,7 @@ class _Messages:
             granted = self._allowance.take(more)
             self._borrowed += granted
             if granted < more:
-                raise failure(StatusCode.RESOURCE_EXHAUSTED, "too many large messages arrive at once: try again later")
+                raise failure(Code.RESOURCE_EXHAUSTED, "too many large messages arrive at once: try again later")
 
     def release(self) -> None:
         """Nothing is held any more."""
@@ -142,7 +144,7 @@ class _Messages:
             if flag != 1:
                 raise invalid("a message begins with neither 0 nor 1")
             if self._encoding is None:
-                raise failure(StatusCode.INTERNAL, "a compressed message, but no grpc-encoding")
+                raise failure(Code.INTERNAL, "a compressed message, but no grpc-encoding")
             self._inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
         self.release()
         self._begin(length, bool(flag))

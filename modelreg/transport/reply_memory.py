@@ -21,7 +21,9 @@ from typing import Protocol
 import trio
 import trio.lowlevel
 
-from ._purerpc import StatusCode, failure
+from modelreg.grpc.status import Code
+
+from ._purerpc import failure
 from .limits import Limits
 from .pieces import PiecewiseMessage
 from .signals import Signal
@@ -130,7 +132,7 @@ class _Making:
             self.size += len(piece)
             if self.size > self._limit and self._advice is not None:
                 raise failure(
-                    StatusCode.RESOURCE_EXHAUSTED,
+                    Code.RESOURCE_EXHAUSTED,
                     f"the reply is larger than --max_reply_bytes allows, which is {self._limit}: {self._advice}",
                 )
             if len(chunk) + len(piece) > CHUNK_BYTES and chunk:
@@ -200,7 +202,7 @@ class Gate:
         finally:
             self._waiting -= 1
         raise failure(
-            StatusCode.RESOURCE_EXHAUSTED,
+            Code.RESOURCE_EXHAUSTED,
             "there was no memory for the reply, as others weren't read in time: read them, then try again",
         )
 

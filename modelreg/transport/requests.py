@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from ._purerpc import StatusCode, failure
+from modelreg.grpc.status import Code
+
+from ._purerpc import failure
 from .faults import ErrorCode, StreamFault
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])\Z")
@@ -90,7 +92,7 @@ NO_REQUEST = Request(
 class Refusal(Exception):
     """The call gets this reply, and no handler."""
 
-    def __init__(self, code: StatusCode, message: str, http_status: int = 200) -> None:
+    def __init__(self, code: Code, message: str, http_status: int = 200) -> None:
         super().__init__(message)
         self.code: int = code.value
         self.message = message
@@ -146,12 +148,12 @@ def _malformed(what: str) -> StreamFault:
 
 def _check_http(pseudo: dict[bytes, bytes], known: dict[bytes, bytes]) -> None:
     if pseudo[b":method"] != b"POST":
-        raise Refusal(StatusCode.INTERNAL, "gRPC calls are POST requests", 405)
+        raise Refusal(Code.INTERNAL, "gRPC calls are POST requests", 405)
     if not _CONTENT_TYPE.match(known.get(b"content-type", b"")):
-        raise Refusal(StatusCode.INVALID_ARGUMENT, "the content-type of gRPC calls is application/grpc", 415)
+        raise Refusal(Code.INVALID_ARGUMENT, "the content-type of gRPC calls is application/grpc", 415)
     te = known.get(b"te")
     if te is None:
-        raise Refusal(StatusCode.INTERNAL, "no te: trailers, is there a proxy that knows no gRPC?", 400)
+        raise Refusal(Code.INTERNAL, "no te: trailers, is there a proxy that knows no gRPC?", 400)
     if te != b"trailers":
         raise _malformed("te is not trailers")
 
@@ -159,11 +161,11 @@ def _check_http(pseudo: dict[bytes, bytes], known: dict[bytes, bytes]) -> None:
 def _split_path(path: bytes) -> tuple[str, str]:
     parts = path.split(b"/")
     if len(parts) != 3 or parts[0] or not parts[1] or not parts[2]:
-        raise Refusal(StatusCode.UNIMPLEMENTED, "the path of a call is /service/method")
+        raise Refusal(Code.UNIMPLEMENTED, "the path of a call is /service/method")
     try:
         return parts[1].decode("ascii"), parts[2].decode("ascii")
     except UnicodeDecodeError:
-        raise Refusal(StatusCode.UNIMPLEMENTED, "the path of a call is /service/method") from None
+        raise Refusal(Code.UNIMPLEMENTED, "the path of a call is /service/method") from None
 
 
 def _timeout(value: bytes | None) -> float | None:
@@ -171,7 +173,7 @@ def _timeout(value: bytes | None) -> float | None:
         return None
     match = _TIMEOUT.match(value)
     if match is None:
-        raise Refusal(StatusCode.INVALID_ARGUMENT, "grpc-timeout is up to 8 digits and one of H, M, S, m, u, n")
+        raise Refusal(Code.INVALID_ARGUMENT, "grpc-timeout is up to 8 digits and one of H, M, S, m, u, n")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -179,7 +181,7 @@ def _encoding(value: bytes | None) -> str | None:
     try:
         return _ENCODINGS[value or b"identity"]
     except KeyError:
-        raise Refusal(StatusCode.UNIMPLEMENTED, "messages may be compressed with gzip or deflate") from None
+        raise Refusal(Code.UNIMPLEMENTED, "messages may be compressed with gzip or deflate") from None
 
 
 def _content_length(value: bytes | None) -> int | None:
@@ -192,10 +194,10 @@ def _content_length(value: bytes | None) -> int | None:
 
 def _check_metadata(metadata: list[tuple[bytes, bytes]]) -> None:
     if len(metadata) > MAX_METADATA:
-        raise Refusal(StatusCode.RESOURCE_EXHAUSTED, f"a call may have {MAX_METADATA} fields of metadata")
+        raise Refusal(Code.RESOURCE_EXHAUSTED, f"a call may have {MAX_METADATA} fields of metadata")
     for name, value in metadata:
         if name.endswith(b"-bin") and _NOT_BASE64.search(value):
-            raise Refusal(StatusCode.INVALID_ARGUMENT, _no_base64(name))
+            raise Refusal(Code.INVALID_ARGUMENT, _no_base64(name))
 
 
 def _values(name: bytes, value: bytes) -> Iterator[str | bytes]:
@@ -204,13 +206,13 @@ def _values(name: bytes, value: bytes) -> Iterator[str | bytes]:
         yield value.decode("latin-1")
         return
     if value.count(b",") >= MAX_METADATA:
-        raise failure(StatusCode.INVALID_ARGUMENT, f"a field of metadata may have {MAX_METADATA} values")
+        raise failure(Code.INVALID_ARGUMENT, f"a field of metadata may have {MAX_METADATA} values")
     for item in value.split(b","):
         item = item.strip().rstrip(b"=")
         try:
             yield base64.b64decode(item + b"=" * (-len(item) % 4), validate=True)
         except binascii.Error:
-            raise failure(StatusCode.INVALID_ARGUMENT, _no_base64(name)) from None
+            raise failure(Code.INVALID_ARGUMENT, _no_base64(name)) from None
 
 
 def _no_base64(name: bytes) -> str:

@@ -99,7 +99,6 @@ class Stream:
         "recv_window",
         "remote_ended",
         "request",
-        "reset_code",
         "sent_total",
         "trailers",
         "wake_reader",
@@ -138,7 +137,6 @@ class Stream:
         self.wake_sender: Callable[[], None] = nothing
         # both
         self.closed = False  # nothing can be sent any more
-        self.reset_code: int | None = None  # the peer's, or ours
         self._waits_since: float | None = None  # since when the call has waited for the client without progress,
         self._moved = 0  # and what it had received and sent by then
 

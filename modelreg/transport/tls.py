@@ -15,10 +15,7 @@ from typing import Protocol
 
 import trio
 
-ALPN = "h2"
-
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Suites for TLS 1.2: HTTP/2 prohibits those without ephemeral keys or without AEAD (RFC 9113, section 9.2.2, appendix A)."""
+from .suites import ALPN, CIPHERS
 
 # How long a client whose handshake failed has to take the alert, in seconds, and how often more is read of what it sends.
 ALERT_TIMEOUT = 1.0

@@ -12,7 +12,8 @@ import trio.testing
 
 from modelreg.api import directory_pb2 as api
 from modelreg.api.directory_grpc import DirectorySPServicer
-from modelreg.transport import Limits, Server
+from modelreg.transport.limits import Limits
+from modelreg.transport.server import Server
 
 TOKEN = "authentication-token"
 

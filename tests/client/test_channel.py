@@ -24,10 +24,11 @@ from modelreg.api.model_registry_grpc import ModelRegistrySPServicer
 from modelreg.client.background import Background
 from modelreg.client.transport.channel import Channel, encode
 from modelreg.client.transport.connection import Connection, Timing
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address
-from modelreg.transport import Limits
+from modelreg.grpc.status import Code
 from modelreg.transport.frames import END_HEADERS, HEADERS, PUSH_PROMISE, SETTINGS, frame_header, ping
+from modelreg.transport.limits import Limits
 from tests.client.conftest import Run
 from tests.client.fakes import serving
 

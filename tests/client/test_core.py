@@ -21,7 +21,8 @@ from modelreg.client.transport.core import (
     Core,
 )
 from modelreg.client.transport.pages import PAGE_BYTES
-from modelreg.client.transport.status import Code, Outcome
+from modelreg.client.transport.status import Outcome
+from modelreg.grpc.status import Code
 from modelreg.transport import frames
 from modelreg.transport.faults import ConnectionFault, ErrorCode, StreamFault
 from modelreg.transport.frames import MAX_CONTINUATIONS

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelreg.client.transport.pages import LINE_LENGTH, PAGE_BYTES, http1_refusal, page_of, readable
-from modelreg.client.transport.status import Code
+from modelreg.grpc.status import Code
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_a_tracked_model_that_may_not_be_fetched_is_not_tracked_any_more(
             async def refuse(name: str) -> Any:
                 raise error
 
-            monkeypatch.setattr(registry, "_retrieve_latest", refuse)
+            monkeypatch.setattr(registry._tracked[name][0], "_newest", refuse)
             await registry.store_model(name, b"2")
             for waits in (lambda: latest.wait_for_newer(1), latest.get):
                 with pytest.raises(type(error)):

@@ -15,8 +15,9 @@ from modelreg.client.rpc import Rpc
 from modelreg.client.transport.calls import Call
 from modelreg.client.transport.channel import Channel
 from modelreg.client.transport.connection import Timing
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.updates import IterationUpdates
+from modelreg.grpc.status import Code
 
 NOBODY = CallFailed(Code.UNAVAILABLE, "nobody there", connected=False)
 LOST = CallFailed(Code.UNAVAILABLE, "lost")

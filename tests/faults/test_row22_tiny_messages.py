@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from modelreg.transport import Limits
+from modelreg.transport.limits import Limits
 from tests.clients.calls import body
 from tests.faults.abuse import back_at, begin, create, encoded, send_all, settled, upload_begins
 from tests.faults.crash import Launcher, Server

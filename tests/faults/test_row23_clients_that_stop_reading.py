@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from modelreg.transport import Limits, frames
+from modelreg.transport import frames
+from modelreg.transport.limits import Limits
 from tests.faults.abuse import HELLO, LARGEST_WINDOW, back_at, download, fields, settled, until
 from tests.faults.crash import Launcher, Server
 from tests.faults.scenarios import LARGE, publish, store

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
-from modelreg.transport import Request
+from modelreg.transport.requests import Request
 from tests.clients.calls import body, header, model_info
 from tests.faults.abuse import back_at, begin, call, create, encoded, publish, settled, watch
 from tests.faults.crash import Launcher, Server

@@ -15,7 +15,7 @@ from modelreg.registry.records import UploadHeader
 from modelreg.registry.registry import Registry, open_registry
 from modelreg.services import lists
 from modelreg.storage.archive import open_archive
-from modelreg.transport import PiecewiseMessage
+from modelreg.transport.pieces import PiecewiseMessage
 
 MOST = 120
 

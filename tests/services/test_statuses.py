@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from purerpc.grpclib.exceptions import RpcFailedError
 
 from modelreg import errors
 from modelreg.errors import ModelregError
 from modelreg.services.statuses import as_status
+from modelreg.transport._purerpc import RpcFailedError, status_of
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ModelregError)]
 
@@ -14,7 +14,7 @@ ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
 def test_each_of_the_domains_errors_has_its_status(kind: type[ModelregError]) -> None:
     failed = as_status(kind("what a person reads"))
     assert isinstance(failed, RpcFailedError)
-    assert (failed.status.status_code, failed.status.status_message) == (kind.status, "what a person reads")
+    assert status_of(failed) == (kind.status, "what a person reads")
 
 
 def test_any_other_error_is_a_bug() -> None:

@@ -12,7 +12,7 @@ from purerpc.grpclib.status import StatusCode
 
 from modelreg.api.model_registry_pb2 import CreateVersionRequestChunk as Chunk
 from modelreg.services.upload_body import ChunkDecoder, data_start
-from modelreg.transport import DecodeError
+from modelreg.transport.messages import DecodeError
 
 # Of what has to be collected.
 LIMIT = 4 << 20

@@ -15,7 +15,7 @@ from modelreg.client.transport.channel import Channel
 from modelreg.client.transport.connection import Timing
 from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address
-from modelreg.transport import Server
+from modelreg.transport.server import Server
 from tests.client.fakes import TOKEN, Directory
 
 

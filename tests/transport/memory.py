@@ -10,7 +10,8 @@ import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from modelreg.transport import Limits, Server
+from modelreg.transport.limits import Limits
+from modelreg.transport.server import Server
 from tests.support import h2client
 from tests.support.h2client import H2Client
 from tests.transport.service import State, make_server, path

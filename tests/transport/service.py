@@ -18,7 +18,12 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from purerpc.grpclib.exceptions import NotFoundError
 from purerpc.rpc import RPCSignature
 
-from modelreg.transport import DecodeError, FileMessage, Limits, PiecewiseMessage, Request, Server
+from modelreg.transport.files import FileMessage
+from modelreg.transport.limits import Limits
+from modelreg.transport.messages import DecodeError
+from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.requests import Request
+from modelreg.transport.server import Server
 
 NAME = "test.Service"
 

@@ -8,8 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from modelreg.transport import Limits, frames
+from modelreg.transport import frames
 from modelreg.transport.faults import ErrorCode
+from modelreg.transport.limits import Limits
 from tests.support import h2client
 from tests.support.h2client import H2Client
 from tests.transport.memory import MemoryListener, begin, serving, value

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from modelreg.transport import FileMessage, Limits, frames
+from modelreg.transport import frames
 from modelreg.transport.buffers import Allowance, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ConnectionFault, ErrorCode
+from modelreg.transport.files import FileMessage
 from modelreg.transport.frames import PREFACE, frame_header, rst_stream, window_update
+from modelreg.transport.limits import Limits
 from modelreg.transport.outbound import FileSpan, Outbound
 from modelreg.transport.reply_memory import ReplyMemory
 from modelreg.transport.streams import Stream

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modelreg.transport import FileMessage
+from modelreg.transport.files import FileMessage
 
 
 def test_as_bytes(tmp_path: Path) -> None:

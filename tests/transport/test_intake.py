@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from modelreg.transport import Limits, intake
+from modelreg.transport import intake
 from modelreg.transport.buffers import Allowance, Buffer, BufferPool
 from modelreg.transport.core import Core
 from modelreg.transport.faults import ErrorCode
 from modelreg.transport.intake import Requests
+from modelreg.transport.limits import Limits
 from modelreg.transport.messages import StreamedMessages
 from modelreg.transport.streams import Stream
 from tests.support.h2client import data, message

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelreg.transport import Limits
-from modelreg.transport.limits import Meter
+from modelreg.transport.limits import Limits, Meter
 
 
 def test_limits_have_sense() -> None:

@@ -9,8 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from modelreg.transport import Limits, PiecewiseMessage, connection, frames, reply_memory, server
+from modelreg.transport import connection, frames, reply_memory, server
 from modelreg.transport.frames import window_update
+from modelreg.transport.limits import Limits
+from modelreg.transport.pieces import PiecewiseMessage
 from modelreg.transport.reply_memory import Gate, ReplyMemory
 from modelreg.transport.signals import Signal
 from tests.faults.abuse import LARGEST_WINDOW, until

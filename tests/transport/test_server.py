@@ -12,8 +12,9 @@ import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from modelreg.transport import Limits, frames
+from modelreg.transport import frames
 from modelreg.transport.faults import ErrorCode
+from modelreg.transport.limits import Limits
 from tests.support import h2client
 from tests.support.h2client import connected
 from tests.transport.service import path, serving

@@ -15,7 +15,8 @@ from typing_extensions import Self
 from modelreg.client.transport.connection import Connection
 from modelreg.client.transport.messages import Whole, framed
 from modelreg.client.transport.signals import Signal
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
+from modelreg.grpc.status import Code
 
 BACKLOG_BYTES = 2 * 1024 * 1024
 """`Call.send` waits while more than this is queued."""

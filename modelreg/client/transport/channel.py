@@ -17,8 +17,9 @@ from modelreg import __version__
 from modelreg.client.background import Background
 from modelreg.client.transport.calls import Call, Metadata, grpc_timeout
 from modelreg.client.transport.connection import Connection, Timing, open_connection
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address
+from modelreg.grpc.status import Code
 
 _USER_AGENT = f"modelreg-client/{__version__}".encode()
 

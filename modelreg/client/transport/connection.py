@@ -17,8 +17,9 @@ import attrs
 from modelreg.client.background import Background, BackgroundTask
 from modelreg.client.transport.core import Core, Stream
 from modelreg.client.transport.signals import Signal
-from modelreg.client.transport.status import CallFailed, Code
+from modelreg.client.transport.status import CallFailed
 from modelreg.client.transport.wire import Address, Wire, connect
+from modelreg.grpc.status import Code
 from modelreg.transport.faults import ConnectionFault
 
 RECEIVE_BYTES = 256 * 1024

@@ -27,7 +27,8 @@ import h2.exceptions
 import h2.settings
 
 from modelreg.client.transport.pages import PAGE_BYTES, Page, http1_refusal, page_of
-from modelreg.client.transport.status import Code, Outcome, from_fields, from_reset
+from modelreg.client.transport.status import Outcome, from_fields, from_reset
+from modelreg.grpc.status import Code
 from modelreg.transport import frames
 from modelreg.transport.blocks import Blocks
 from modelreg.transport.buffers import Account, Allowance

@@ -11,7 +11,8 @@ import http
 import re
 from collections.abc import Mapping
 
-from modelreg.client.transport.status import Code, Outcome
+from modelreg.client.transport.status import Outcome
+from modelreg.grpc.status import Code
 
 PAGE_BYTES = 4096
 """What is kept of a page; the first readable line is in there, if anywhere."""

@@ -1,38 +1,15 @@
-"""How a call ended: gRPC's status codes, and the one exception that carries them inside the client.
+"""How a call ended, and the one exception that carries its status inside the client.
 
-Source: https://github.com/grpc/grpc/blob/master/doc/statuscodes.md, and for what HTTP/2 says instead of a status,
-PROTOCOL-HTTP2.md ("Errors"). `pages` has the statuses of HTTP.
+Source, for what HTTP/2 says instead of a status: PROTOCOL-HTTP2.md ("Errors"). `pages` has the statuses of HTTP.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from modelreg.grpc.status import Code
 from modelreg.transport.faults import ErrorCode
-
-
-class Code(enum.IntEnum):
-    """The status codes of gRPC."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,1 @@
+"""gRPC's own terms, for both sides of a connection."""
