@@ -1,13 +1,24 @@
-"""Arguments of their own kind: numbers of versions, and properties."""
+"""Arguments of their own kind: names of models, numbers of versions, and properties."""
 
 from __future__ import annotations
 
+import os
 import re
 
 import click
 
 LATEST = -1
 LATEST_WORD = "latest"
+
+
+def model_name(text: str) -> str:
+    """The name of a model, which is text: an argument may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise click.BadParameter(f"{shown!r} isn't valid UTF-8, which names of models have to be") from None
+    return text
 
 
 def version_number(text: str) -> int:

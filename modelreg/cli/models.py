@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from modelreg.cli.arguments import Versioned, looks_like_a_version, properties, property_pair, version_number
+from modelreg.cli.arguments import (
+    Versioned,
+    looks_like_a_version,
+    model_name,
+    properties,
+    property_pair,
+    version_number,
+)
 from modelreg.cli.output import size_text
 from modelreg.cli.remote import (
     VERSION_COLUMNS,
@@ -107,7 +114,7 @@ def set_command(session: Session, model: str, given: dict[str, str], unset: tupl
 
 
 @click.command("rm")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_model)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=model_name, shell_complete=complete_model)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @connecting
 def rm_command(session: Session, models: tuple[str, ...], yes: bool) -> None:

@@ -145,7 +145,7 @@ CLIENT_ENDINGS = {
     "Failed": Ending(
         28,
         "The registry has a fault.",
-        {"the answer": _IS_IT_A_REGISTRY, "": "its log says more"},
+        {"instead of a gRPC answer": "", "the answer": _IS_IT_A_REGISTRY, "": "its log says more"},
     ),
 }
 

@@ -17,6 +17,7 @@ import attrs
 import click
 from click.shell_completion import CompletionItem
 
+from modelreg.cli.arguments import model_name
 from modelreg.cli.outcome import FileTrouble, Outcome
 from modelreg.cli.output import Output, as_format, format_option, time_text
 
@@ -281,7 +282,7 @@ def complete_model(context: click.Context, _parameter: click.Parameter, incomple
     return [CompletionItem(name) for name in names if name.startswith(incomplete) and name.isprintable()]
 
 
-model_argument = click.argument("model", shell_complete=complete_model)
+model_argument = click.argument("model", type=model_name, shell_complete=complete_model)
 
 
 def model_document(info: ModelInfo) -> dict[str, object]:

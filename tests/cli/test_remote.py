@@ -22,7 +22,10 @@ import trustme
 
 from modelreg import __version__
 from modelreg.cli import main, output, progress, remote
+from modelreg.cli.outcome import CLIENT_ENDINGS
 from modelreg.client import sources
+from modelreg.client.transport.pages import Page
+from modelreg.client.transport.status import Code
 from tests.client.door import Door
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory
@@ -384,6 +387,10 @@ def test_status(run: Run) -> None:
         (["watch", "nothing like it"], 20, "'modelreg models'"),
         (["rm", "nothing like it", "--yes"], 20, "'modelreg models'"),
         (["set", "", "a=b"], 21, "id"),
+        *(
+            ([command, "caf\udce9", *rest], 2, "'caf\\\\xe9' isn't valid UTF-8")
+            for command, *rest in (["show"], ["pull"], ["push", "/dev/null"], ["set", "a=b"], ["rm", "--yes"])
+        ),
         (["set", "x", "a"], 2, "name=value"),
         (["models", "--endpoint=grpc://127.0.0.1:1", "--patience=0"], 24, "'modelreg serve'"),
         (["models", "--endpoint=127.0.0.1:1"], 2, "grpc://"),
@@ -457,6 +464,14 @@ def test_a_watch_ends_after_its_timeout(run: Run, model: str, file: Path) -> Non
     said = run("watch", f"another {model}", "--wait=60", "--timeout=0.2")  # whatever comes first
     assert said[0] == 20
     assert "after 0.2 s" in one_line(said)
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 413])
+def test_a_page_is_told_without_advice_for_a_registry(status: int) -> None:
+    """Its message asks whether the endpoint is right, and a proxy has no log for the user."""
+    page = Page(status, b"text/html").outcome
+    assert page.code in (Code.INTERNAL, Code.UNKNOWN)  # the error is Failed then
+    assert CLIENT_ENDINGS["Failed"].advice_for(page.message) == ""
 
 
 def test_advice_fits_what_happened(run: Run, tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
