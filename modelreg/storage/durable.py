@@ -17,7 +17,6 @@ import contextlib
 import errno
 import os
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,11 +54,10 @@ def _changing(*directories: Path) -> Iterator[None]:
         OSError: a directory could not be opened; the block has not run.
         DirectorySyncError: see there.
     """
-    with contextlib.ExitStack() as stack:
-        opened = []
+    opened: list[tuple[int, Path]] = []
+    try:
         for path in directories:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(_close_synced, fd)
             opened.append((fd, path))
         yield
         for fd, path in opened:
@@ -68,6 +66,9 @@ def _changing(*directories: Path) -> Iterator[None]:
             except OSError as error:
                 msg = f"the directory {path.name!r} could not be synced: {error.strerror}"
                 raise DirectorySyncError(msg) from error
+    finally:
+        for fd, _ in opened:
+            _close_synced(fd)
 
 
 def _close_synced(fd: int) -> None:
@@ -92,7 +93,7 @@ def sync_directory(path: Path) -> None:
 
 def temporary_path(directory: Path) -> Path:
     """A name in *directory* that nothing has."""
-    return directory / uuid.uuid4().hex
+    return directory / os.urandom(16).hex()
 
 
 def create_temporary(directory: Path, flags: int = 0) -> tuple[int, Path]:

@@ -25,6 +25,7 @@ import hashlib
 import os
 import re
 import uuid
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import attrs
@@ -50,6 +51,7 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 _UPPER = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+@lru_cache(1000)
 def encode_id(model_id: str) -> str:
     """The name of a model's directory; see "Encoded ids" above."""
     raw = model_id.encode()
@@ -140,7 +142,9 @@ class Layout:
     def lock_file(self) -> Path:
         return self.root / "LOCK"
 
-    @property
+    # Joining paths took 30 µs of a small version: those that every one needs are joined once, and names in one go.
+
+    @cached_property
     def blobs(self) -> Path:
         return self.root / "blobs" / "sha256"
 
@@ -149,11 +153,11 @@ class Layout:
         """The 256 directories of blobs."""
         return [self.blobs / f"{byte:02x}" for byte in range(256)]
 
-    @property
+    @cached_property
     def models(self) -> Path:
         return self.root / "models"
 
-    @property
+    @cached_property
     def tmp(self) -> Path:
         return self.root / "tmp"
 
@@ -169,7 +173,7 @@ class Layout:
     def blob(self, digest: bytes) -> Path:
         """Where content of this SHA-256 lies."""
         name = digest.hex()
-        return self.blobs / name[:2] / name
+        return self.blobs / f"{name[:2]}/{name}"
 
     def model(self, model_id: str) -> Path:
         return self.models / encode_id(model_id)
@@ -181,4 +185,4 @@ class Layout:
         return versions_in(self.model(model_id))
 
     def version_sidecar(self, model_id: str, number: int) -> Path:
-        return self.versions(model_id) / f"{number:010d}.json"
+        return self.models / f"{encode_id(model_id)}/versions/{number:010d}.json"
