@@ -202,8 +202,16 @@ class Archive:
 
     @asynccontextmanager
     async def _present(self, size: int, digest: bytes | None) -> AsyncIterator[bool]:
-        """Whether content is there and sound. It stays for as long as the context lasts."""
-        if digest is None or not self.blobs.may_be_sound(digest):
+        """Whether content is there and sound. It stays for as long as the context lasts.
+
+        An announced size that isn't the file's says nothing about the file, so neither damage nor a reference comes of it.
+        """
+        if (
+            digest is None
+            or not self.blobs.may_be_sound(digest)
+            or not await self.threads.hash(self.blobs.has_size, digest, size)
+            or not self.blobs.may_be_sound(digest)  # still
+        ):
             yield False
             return
         self.blobs.retain(digest, size)

@@ -235,6 +235,11 @@ class BlobStore:
             durable.discard(temporary)
             raise
 
+    def has_size(self, digest: bytes, size: int) -> bool:
+        """Whether a file of this size is there. This blocks."""
+        found = _fingerprint(self._layout.blob(digest))
+        return found is not None and found.size == size
+
     def is_whole(self, digest: bytes, size: int) -> bool:
         """Whether a blob is sound, as far as that is known. It is hashed where it hasn't been."""
         with self._healing:

@@ -1110,6 +1110,24 @@ async def test_content_that_is_there_stays_while_it_is_sent_again(registry: Regi
     assert blobs_below(tmp_path) == set()
 
 
+@pytest.mark.parametrize("size", [LARGE - 1, LARGE + 1])
+async def test_a_wrong_size_with_the_hash_of_content_that_is_there_harms_nothing(
+    size: int, registry: Registry, tmp_path: Path
+) -> None:
+    content = pattern(LARGE)
+    await add(registry, content)
+    blobs = archive_of(registry).blobs
+    async with registry.upload(attrs.evolve(header(content), size=size)) as upload:
+        await registry.delete_model("m")
+        await upload.write(memoryview(bytes(size)))
+        with pytest.raises(InvalidArgument, match="SHA-256"):
+            await upload.commit()
+    assert blobs.damage_found == 0
+    assert blobs.damaged == set()
+    assert blobs.bytes == 0
+    assert blobs_below(tmp_path) == set()
+
+
 async def test_content_that_is_damaged_while_it_is_sent_again(registry: Registry, tmp_path: Path) -> None:
     content = pattern(LARGE)
     await add(registry, content)
