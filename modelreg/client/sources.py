@@ -40,6 +40,9 @@ HASH_BYTES = 16 * 1024 * 1024
 INLINE_BYTES = 128 * 1024
 """Less than this is hashed on the spot: a thread costs more."""
 
+LARGEST_LIE = 64 * 1024
+"""The largest page there is: a file of /sys says that it has so many bytes, whatever is in it."""
+
 # The formats whose bytes are the data, and no pointers to it (PEP 3118 and the struct module): numbers, characters, padding, their shapes and
 # byte orders, and structures of these with their fields' names. One digit at a time: `\d+` in a repetition tries each way to cut a number.
 _PLAIN_FORMAT = re.compile(r"([xcbB?hHiIlLqQnNefdgspuw]|Z[fdg]|[@=<>!^|]|\d|\([\d,]+\)|T\{|\}|:[^:]*:|\s)*")
@@ -297,17 +300,14 @@ def _open_file(model: object, size: int | None, stack: ExitStack) -> Source:
 
 
 def _measured(file: IO[bytes], start: int, name: str | None, stack: ExitStack) -> Source:
-    """A file from a position on: the file itself, or a copy of all that can be read where it doesn't tell its size.
-
-    Files of /proc say that they have no bytes, and a path may be a pipe's.
-    """
+    """A file from a position on: the file itself, or a copy of all that can be read where it doesn't tell its size."""
     try:
         end = file.seek(0, os.SEEK_END)
-    except OSError:
+    except OSError:  # a path may be a pipe's
         end = 0
     else:
         file.seek(start)
-    if end:
+    if end and not _may_lie(file, end):
         return FileSource(file, start, max(0, end - start), name)
     said = _state(file)[0]
     copy = stack.enter_context(tempfile.TemporaryFile(prefix="modelreg-"))  # noqa: SIM115
@@ -315,6 +315,14 @@ def _measured(file: IO[bytes], start: int, name: str | None, stack: ExitStack) -
     if _state(file)[0] != said:  # an empty file, which is being written
         raise _changed(name, "it was changed while it was read")
     return FileSource(copy, 0, copy.seek(0, os.SEEK_END), name)
+
+
+def _may_lie(file: IO[bytes], size: int) -> bool:
+    """Whether a file may hold less than it says: those of /sys say a page (those of /proc say 0). They take no room."""
+    try:
+        return size <= LARGEST_LIE and os.fstat(file.fileno()).st_blocks == 0
+    except (AttributeError, OSError):  # none of the operating system's
+        return False
 
 
 def _read(read: Callable[[int], bytes]) -> Iterator[bytes]:
