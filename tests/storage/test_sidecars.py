@@ -226,8 +226,6 @@ def make_huge(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (make_link, "a symbolic link"),
-        (make_loop, "a symbolic link"),
         (make_fifo, "not a regular file"),
         (make_socket, "not a regular file"),
         (Path.mkdir, "not a regular file"),
@@ -242,6 +240,16 @@ def test_only_regular_files_of_moderate_size_are_read(
     make(Path("record.json"))
     with pytest.raises(BadRecord, match=message):
         sidecars.read(Path("record.json"), VersionRecord)
+
+
+@pytest.mark.parametrize("make", [make_link, make_loop])
+@pytest.mark.usefixtures("no_descriptor_left")
+def test_a_symbolic_link_is_not_followed(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    make(path)
+    with pytest.raises(OSError, match="it's a symbolic link") as caught:
+        sidecars.read(path, VersionRecord)
+    assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, str(path))
 
 
 def test_a_missing_file_is_no_bad_record(tmp_path: Path) -> None:
