@@ -428,6 +428,38 @@ def test_a_server_that_floods_and_takes_nothing_is_read_no_further(run: Run) -> 
     run(main)
 
 
+class Large(Watched):
+    """A registry whose answer has as many MiB as models are asked for."""
+
+    async def RetrieveModels(self, message: Any) -> Any:
+        info = api.ModelInfo(model_id="policy", user_data={"notes": "x" * (len(message.model_ids) << 20)})
+        return api.RetrieveModelsReply(model_infos=[info])
+
+
+def test_an_answer_larger_than_the_window(run: Run) -> None:
+    """The server's window was given back once a message was complete: lists of more than 16 MiB never were."""
+
+    async def main() -> None:
+        async with channel_to(running.port) as channel:
+            for size in (17, 33, 65):
+                request = api.RetrieveModelsRequest(model_ids=["policy"] * size).SerializeToString()
+                if size == 65:
+                    with pytest.raises(CallFailed, match=r"a message of 6815\d+ bytes, .* 67108864 at most") as failure:
+                        await channel.unary(SERVICE + "RetrieveModels", request, timeout=30)
+                    assert failure.value.code == Code.RESOURCE_EXHAUSTED
+                else:
+                    answer = await channel.unary(SERVICE + "RetrieveModels", request, timeout=30)
+                    assert len(answer) > size << 20
+            with await channel.call(SERVICE + "RetrieveModels") as call:  # what wasn't received isn't given back
+                call.send_last(api.RetrieveModelsRequest(model_ids=["policy"] * 17).SerializeToString())
+                while call._stream.window:
+                    await call.wait()
+                assert len(await call.only()) > 17 << 20
+
+    with serving(Large()) as running:
+        run(main)
+
+
 def test_unknown_hosts_and_closed_clients(run: Run, servicer: Watched) -> None:
     async def main() -> None:
         async with registry_at("grpc://nowhere.invalid:1", patience=0) as registry:

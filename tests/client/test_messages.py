@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelreg.api import model_registry_pb2 as api
 from modelreg.client.transport.calls import grpc_timeout
-from modelreg.client.transport.messages import DataChunks, Whole, chunk_prefix, framed
+from modelreg.client.transport.messages import MAX_MESSAGE_BYTES, DataChunks, Whole, chunk_prefix, framed
 from modelreg.transport.faults import StreamFault
 
 Reply = api.RetrieveVersionDataReplyChunk
@@ -32,6 +32,27 @@ def data_of(raw: bytes, sizes: list[int]) -> bytes:
         chunks.feed(piece)
     assert chunks.complete
     return bytes(out)
+
+
+def head(size: int) -> memoryview:
+    return memoryview(b"\0" + size.to_bytes(4, "big"))
+
+
+def test_a_message_that_is_collected_may_have_64_mib() -> None:
+    Whole().feed(head(MAX_MESSAGE_BYTES))
+    with pytest.raises(StreamFault, match="a message of 67108865 bytes, and this client takes 67108864 at most"):
+        Whole().feed(head(MAX_MESSAGE_BYTES + 1))
+
+
+@pytest.mark.parametrize("unusual", [b"\x12", b"\x0a\x01", b"\x0a" + b"\x80" * 6])
+def test_data_may_be_of_any_size_but_not_in_an_unusual_form(unusual: bytes) -> None:
+    chunks = DataChunks(len)
+    chunks.feed(head(2**32 - 1))
+    chunks.feed(memoryview(b"\x0a\xf9\xff\xff\xff\x0f" + bytes(100)))
+    chunks = DataChunks(len)
+    chunks.feed(head(MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(StreamFault, match="a message of 67108865 bytes"):
+        chunks.feed(memoryview(unusual))
 
 
 SIZES = st.lists(st.integers(0, 400), max_size=20)

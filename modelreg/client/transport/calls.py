@@ -54,6 +54,7 @@ class Call:
         self._connection = connection
         self._signal = Signal()
         self._whole = Whole()
+        self._given_back = 0  # of the message that is due next
         self._stream = connection.open(fields)
         self._stream.deposit = sink or self._whole.feed
         self._stream.wake = self._signal.set
@@ -106,9 +107,13 @@ class Call:
                 if not self._whole.complete:
                     raise CallFailed(Code.INTERNAL, "the answer ends within a message")
                 return None
+            if self._whole.begun > self._given_back:  # else one larger than the window would never be complete
+                self.consumed(self._whole.begun - self._given_back)
+                self._given_back = self._whole.begun
             await self._signal.wait()
         message = messages.popleft()
-        self.consumed(len(message) + 5)
+        self.consumed(len(message) + 5 - self._given_back)
+        self._given_back = 0
         return message
 
     async def only(self) -> bytes:

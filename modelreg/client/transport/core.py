@@ -349,7 +349,9 @@ class Core:
                 stream.deposit(view)
                 stream.wake()
             except StreamFault as fault:
-                self._break(stream, fault.code, str(fault))
+                self._reset(stream, fault.code)
+                exhausted = fault.code == ErrorCode.ENHANCE_YOUR_CALM
+                self._over(stream, Outcome(Code.RESOURCE_EXHAUSTED if exhausted else Code.INTERNAL, str(fault)))
 
         return deposit
 

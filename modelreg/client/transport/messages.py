@@ -6,7 +6,8 @@
 the wire, ``0x0a  length  data`` after the prefix (RetrieveVersionDataReplyChunk.data_chunk). A message of any other form is collected and
 parsed by protobuf.
 
-No compression is offered to the server, so a flag other than 0 is its fault. Messages may be of any size.
+No compression is offered to the server, so a flag other than 0 is its fault. A message that is collected may have up to
+`MAX_MESSAGE_BYTES`. Data that is handed on may be of any size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from modelreg.api.model_registry_pb2 import RetrieveVersionDataReplyChunk
 from modelreg.transport.faults import ErrorCode, StreamFault
 
 PREFIX = struct.Struct(">BI")
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The largest message that is collected: as large as a registry's lists are unless it's told otherwise (`--max_reply_bytes`)."""
 
 _DATA_CHUNK_TAG = 0x0A
 
@@ -44,6 +48,16 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def _check_size(size: int) -> None:
+    """Raise `StreamFault` where a message is too large to be collected."""
+    if size > MAX_MESSAGE_BYTES:
+        raise StreamFault(
+            ErrorCode.ENHANCE_YOUR_CALM,
+            f"the server sends a message of {size} bytes, and this client takes {MAX_MESSAGE_BYTES} at most: "
+            "ask for less at once",
+        )
 
 
 class _Prefixes:
@@ -79,11 +93,17 @@ class Whole(_Prefixes):
         self.messages: deque[bytes] = deque()
         self._body = bytearray()
 
+    @property
+    def begun(self) -> int:
+        """Bytes that have come of a message that isn't complete."""
+        return len(self._body)
+
     def feed(self, data: memoryview) -> None:
         pos = 0
         while pos < len(data) or self._left == 0:
             if self._left < 0:
                 pos = self._read_prefix(data, pos)
+                _check_size(self._left)
                 continue
             piece = data[pos : pos + self._left]
             pos += len(piece)
@@ -144,6 +164,8 @@ class DataChunks(_Prefixes):
                     self._data_left = size
                     return pos + take
                 self._undecided = False
+            if not self._undecided:
+                _check_size(len(body) + self._left)
         if self._left == 0:
             self._finish()
         return pos + take
