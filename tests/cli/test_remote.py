@@ -25,7 +25,7 @@ from modelreg.cli import main, output, progress, remote
 from modelreg.cli.outcome import CLIENT_ENDINGS
 from modelreg.client import sources
 from modelreg.client.transport.pages import Page
-from modelreg.client.transport.status import Code
+from modelreg.grpc.status import Code
 from tests.client.door import Door
 from tests.client.fakes import Directory
 from tests.client.fakes import serving as serving_directory

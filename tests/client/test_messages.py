@@ -46,10 +46,10 @@ def test_a_message_that_is_collected_may_have_64_mib() -> None:
 
 @pytest.mark.parametrize("unusual", [b"\x12", b"\x0a\x01", b"\x0a" + b"\x80" * 6])
 def test_data_may_be_of_any_size_but_not_in_an_unusual_form(unusual: bytes) -> None:
-    chunks = DataChunks(len)
+    chunks = DataChunks(bytearray().extend)
     chunks.feed(head(2**32 - 1))
     chunks.feed(memoryview(b"\x0a\xf9\xff\xff\xff\x0f" + bytes(100)))
-    chunks = DataChunks(len)
+    chunks = DataChunks(bytearray().extend)
     chunks.feed(head(MAX_MESSAGE_BYTES + 1))
     with pytest.raises(StreamFault, match="a message of 67108865 bytes"):
         chunks.feed(memoryview(unusual))
