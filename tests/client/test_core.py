@@ -570,6 +570,31 @@ def test_unsent_answers_are_few(peer: Peer, frame: bytes) -> None:
     assert not peer.core.congested
 
 
+def test_settings_that_all_streams_are_told_of_are_taken_in_a_few_at_a_time(peer: Peer) -> None:
+    """256 of them beside 4,000 calls took 60 ms."""
+    for _ in range(1000):
+        peer.core.open(REQUEST)
+    window = (4).to_bytes(2, "big") + (1000).to_bytes(4, "big")
+    frame = frames.frame_header(len(window), frames.SETTINGS, 0, 0) + window
+    assert 0 < peer.core.receive(memoryview(frame * FRAMES_AT_ONCE)) <= 3 * len(frame)
+
+
+def test_a_new_call_looks_at_no_other(peer: Peer) -> None:
+    """h2 counted all open streams for each new one, so that 4,000 watches took 0.7 s to begin."""
+    calls = [peer.core.open(REQUEST) for _ in range(3)]
+    looked_at: list[int] = []
+
+    class Seen(dict[int, Any]):
+        def items(self) -> Any:
+            looked_at.append(len(self))
+            return super().items()
+
+    peer.core._h2.streams = Seen(peer.core._h2.streams)
+    calls.append(peer.core.open(REQUEST))
+    assert not looked_at
+    assert peer.core.streams == len(peer.core._h2.streams) == len(calls)
+
+
 def test_what_one_receive_takes_in_is_bounded(peer: Peer) -> None:
     stream = peer.call(b"request")
     peer.h2.send_headers(stream.number, RESPONSE)
