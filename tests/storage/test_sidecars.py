@@ -63,7 +63,9 @@ def changed(**changes: object) -> bytes:
 
 @given(versions)
 def test_a_version_survives(record: VersionRecord) -> None:
-    assert sidecars.parse(sidecars.dump(record), VersionRecord) == record
+    data = sidecars.dump(record)
+    assert sidecars.parse(data, VersionRecord) == record
+    assert data.decode() == json.dumps(json.loads(data), indent=2, ensure_ascii=False) + "\n"
 
 
 @given(models)
