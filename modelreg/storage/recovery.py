@@ -94,16 +94,25 @@ def _make_durable(layout: Layout, models: Sequence[FoundModel]) -> None:
     see that version, and take it for stored.
     """
     directories = {layout.root, layout.models, layout.blobs}
+    filled: set[int] = set()
     for model in models:
         directory = layout.model(model.record.model_id)
         directories |= {directory, versions_in(directory)}
-        directories |= {layout.blob(digest).parent for digest in model.contents}
-    for path in sorted(directories.union(layout.blob_directories)):
+        filled.update(digest[0] for digest in model.contents)
+    blob_directories = layout.blob_directories
+    directories.update(blob_directories[byte] for byte in filled)
+    for path in sorted(directories.union(blob_directories), key=str):
         _check_access(path, os.R_OK | os.W_OK | os.X_OK)
     # 20,000 of them, of 10,000 models, take 0.8 s by 16 threads and 4.6 s one by one: each flushes the disk's cache.
     with ThreadPoolExecutor(FILE_THREADS) as threads:
-        for _ in threads.map(durable.sync_directory, directories):
+        ordered = list(directories)
+        for _ in threads.map(_sync_all, [ordered[first::FILE_THREADS] for first in range(FILE_THREADS)]):
             pass
+
+
+def _sync_all(directories: Sequence[Path]) -> None:
+    for directory in directories:
+        durable.sync_directory(directory)
 
 
 def _check_access(path: str | Path, mode: int) -> None:
