@@ -20,6 +20,7 @@ from modelreg.registry.registry import open_registry
 from modelreg.services import Audit, OpenFiles, Readiness, as_status, build_services
 from modelreg.settings import Settings
 from modelreg.storage.archive import open_archive
+from modelreg.transport.pieces import LoadedMessage
 from modelreg.transport.requests import NO_REQUEST, Request
 
 
@@ -36,6 +37,16 @@ class Uncounted(OpenFiles):
     @asynccontextmanager
     async def one(self, request: Request) -> AsyncIterator[None]:
         yield
+
+
+@attrs.frozen
+class Loaded:
+    """A message that has been read, as purerpc has it encoded."""
+
+    encoded: bytes
+
+    def SerializeToString(self) -> bytes:
+        return self.encoded
 
 
 def adapted(service: Service) -> Service:
@@ -74,7 +85,7 @@ def _adapted_stream(method: Callable[..., Any]) -> Callable[..., Any]:
         with _errors_as_statuses():
             async with aclosing(method(argument, request=_request(request))) as replies:
                 async for reply in replies:
-                    yield reply
+                    yield Loaded(await reply.load()) if isinstance(reply, LoadedMessage) else reply
 
     return stream
 

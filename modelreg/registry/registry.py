@@ -242,7 +242,7 @@ class Registry:
         """The content of a version, whole for as long as the context lasts, whatever happens to the version meanwhile.
 
         Raises:
-            DataLoss: the content is damaged or missing.
+            DataLoss: the content is damaged or missing, as far as that shows before it is read.
         """
         version = self._version(self._model(model_id), number)
         blobs = self._archive.blobs

@@ -87,9 +87,10 @@ class VersionReader:
 
     Attributes:
         version: which it is.
-        data: all of it; None where it's to be read from *fd*.
+        data: all of it; None where it isn't in memory.
         fd: a file descriptor whose bytes from 0 to ``version.size`` are the content. Before a part of it is given out,
-            its end has to go through :meth:`check`; when all of it has been, :meth:`confirm` has the last word.
+            its end has to go through :meth:`check`; when all of it has been, :meth:`confirm` has the last word. None
+            where :meth:`load` reads all of it.
     """
 
     def __init__(self, version: VersionInfo, *, data: bytes | bytearray | None = None, fd: int | None = None) -> None:
@@ -99,6 +100,15 @@ class VersionReader:
 
     def close(self) -> None:
         """Let go of the file, if there is one of its own."""
+
+    async def load(self) -> bytes:
+        """Read all of the content, where neither *data* nor *fd* has it: it is small then, and waits on the disk until there
+        is memory for it.
+
+        Raises:
+            DataLoss: it's damaged or missing.
+        """
+        raise NotImplementedError
 
     async def check(self, end: int) -> None:
         """Make sure that the bytes up to *end* may be given out. What is damaged shows at the end at the latest.
@@ -122,6 +132,26 @@ class VersionReader:
         """
 
 
+class _SmallBlobReader(VersionReader):
+    """A reader of a stored version's blob that is read at once."""
+
+    def __init__(self, version: VersionInfo, archive: Archive) -> None:
+        super().__init__(version)
+        self._archive = archive
+        self._loaded = False
+
+    async def load(self) -> bytes:
+        archive, version = self._archive, self.version
+        with _damage_is_data_loss(version):
+            data = await archive.threads.file(archive.blobs.read, version.digest, version.size)
+        self._loaded = True
+        return data
+
+    async def confirm(self) -> None:
+        if not self._loaded:  # nothing of it was given out: it's empty, for example
+            await self.load()
+
+
 class _BlobReader(VersionReader):
     """A reader of a stored version's blob."""
 
@@ -135,7 +165,7 @@ class _BlobReader(VersionReader):
 
     async def check(self, end: int) -> None:
         if not self._blob.sound:
-            with self._damage_is_data_loss():
+            with _damage_is_data_loss(self.version):
                 await self._threads.hash(self._blob.check, end)
 
     async def confirm(self) -> None:
@@ -143,32 +173,29 @@ class _BlobReader(VersionReader):
             await self.recheck()
 
     async def recheck(self) -> None:
-        with self._damage_is_data_loss():
+        with _damage_is_data_loss(self.version):
             await self._threads.hash(self._blob.recheck)
-
-    @contextmanager
-    def _damage_is_data_loss(self) -> Iterator[None]:
-        try:
-            yield
-        except Damaged as damage:
-            raise _damaged(self.version) from damage
 
 
 async def open_blob(version: VersionInfo, archive: Archive) -> VersionReader:
     """A reader of a stored version's blob, to be closed.
 
     Raises:
-        DataLoss: the blob is missing or damaged.
+        DataLoss: the blob is missing or damaged. A small one tells when it's read.
     """
-    try:
-        if version.size <= SMALL_BYTES:
-            return VersionReader(
-                version, data=await archive.threads.file(archive.blobs.read, version.digest, version.size)
-            )
+    if version.size <= SMALL_BYTES:
+        return _SmallBlobReader(version, archive)
+    with _damage_is_data_loss(version):
         blob = await archive.threads.file(archive.blobs.open, version.digest, version.size)
+    return _BlobReader(version, blob, archive.threads)
+
+
+@contextmanager
+def _damage_is_data_loss(version: VersionInfo) -> Iterator[None]:
+    try:
+        yield
     except Damaged as damage:
         raise _damaged(version) from damage
-    return _BlobReader(version, blob, archive.threads)
 
 
 def _damaged(version: VersionInfo) -> DataLoss:

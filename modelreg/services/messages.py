@@ -13,8 +13,9 @@ from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import InvalidArgument
 from modelreg.registry.records import ModelInfo, UploadHeader, VersionInfo
 from modelreg.registry.requests import LONGEST_REQUEST_ID
+from modelreg.registry.transfer import VersionReader
 from modelreg.storage.digests import from_base64, to_base64
-from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.pieces import LoadedMessage, PiecewiseMessage
 from modelreg.transport.requests import Request
 
 # Metadata that names an upload: sent again with the same one, it isn't stored twice.
@@ -69,6 +70,16 @@ def version_piece(version: VersionInfo) -> bytes:
     """A version as field 1 of a reply."""
     encoded = version_message(version).SerializeToString()
     return field_one(len(encoded)) + encoded
+
+
+def loaded_chunk(reader: VersionReader, start: int, end: int) -> LoadedMessage:
+    """A RetrieveVersionDataReplyChunk with a part of a version that is to be loaded."""
+    prefix = field_one(end - start)
+
+    async def load() -> bytes:
+        return prefix + memoryview(await reader.load())[start:end]
+
+    return LoadedMessage(len(prefix) + end - start, load)
 
 
 def one_version(version: VersionInfo) -> PiecewiseMessage:

@@ -20,6 +20,7 @@ from modelreg.services.messages import (
     Updates,
     download_offset,
     field_one,
+    loaded_chunk,
     one_version,
     upload_header,
     watch_silence,
@@ -30,7 +31,7 @@ from modelreg.services.upload_body import Item
 from modelreg.storage.writers import SMALL_BYTES
 from modelreg.transport.files import FileMessage
 from modelreg.transport.intake import LandsData
-from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.pieces import LoadedMessage, PiecewiseMessage
 from modelreg.transport.requests import Request
 
 # The release of the interface that this is.
@@ -129,7 +130,7 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
 
     async def RetrieveVersionData(  # type: ignore[override]  # purerpc's stubs have no streams
         self, message: api.RetrieveVersionDataRequest, request: Request
-    ) -> AsyncGenerator[ReplyChunk | FileMessage, None]:
+    ) -> AsyncGenerator[ReplyChunk | FileMessage | LoadedMessage, None]:
         version = self._registry.version(message.model_id, message.version_number)
         file = self._open_files.one(request) if version.size > SMALL_BYTES else nullcontext()
         async with file, self._registry.read(message.model_id, message.version_number) as reader:
@@ -142,8 +143,9 @@ class ModelRegistryServicer(ModelRegistrySPServicer):
                 end = min(start + self._max_data_chunk_bytes, size)
                 if reader.data is not None:
                     yield ReplyChunk(data_chunk=bytes(memoryview(reader.data)[start:end]))
+                elif reader.fd is None:
+                    yield loaded_chunk(reader, start, end)
                 else:
-                    assert reader.fd is not None
                     await reader.check(end)
                     part = FileMessage(field_one(end - start), reader.fd, start, end - start)
                     yield part

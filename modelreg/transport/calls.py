@@ -28,7 +28,7 @@ from .faults import ConnectionFault
 from .files import FileMessage
 from .intake import Requests
 from .messages import MessageDecoder, StreamedMessages, WholeMessages
-from .pieces import PiecewiseMessage
+from .pieces import LoadedMessage, PiecewiseMessage
 from .reply_memory import Gate
 from .requests import Request
 from .signals import Signal
@@ -222,6 +222,8 @@ class Call:
             return chunks if len(chunks) > 1 else chunks[0]
         if isinstance(reply, FileMessage):
             return reply
+        if isinstance(reply, LoadedMessage):
+            return await self._gate.load(reply)
         if not self._gate.is_open:
             await self._gate.wait()
         return cast(Serializable, reply).SerializeToString()

@@ -125,20 +125,22 @@ class Outbound:
     def whole_reply(self, frames_of_it: bytes, size: int) -> None:
         """Queue a small reply, as whole frames with `size` bytes of payload that have been charged to the windows."""
         self._urgent_payload += size
-        self._hold(size)
+        self.hold(size)
         self.control(frames_of_it)
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> None:
+        """Count bytes of replies in memory."""
         self.buffered += size
         self._memory.take(size)
 
-    def _let_go(self, size: int) -> None:
+    def let_go(self, size: int) -> None:
+        """Count bytes that replies take no more."""
         self.buffered -= size
         self._memory.give(size)
 
     def close(self) -> None:
         """Forget everything, as the connection is closed."""
-        self._let_go(self.buffered)
+        self.let_go(self.buffered)
 
     def headers(self, stream_id: int, block: bytes, end_stream: bool) -> bytes:
         """A HEADERS frame for one of the blocks of `replies`."""
@@ -161,7 +163,7 @@ class Outbound:
             stream.file = piece
         else:
             size = len(piece)
-            self._hold(size)
+            self.hold(size)
         if size:
             stream.out.append(piece)
             stream.out_bytes += size
@@ -183,7 +185,7 @@ class Outbound:
 
         Raises `OSError` when that needs a descriptor and there is none.
         """
-        self._let_go(sum(len(piece) for piece in stream.out if not isinstance(piece, FilePiece)))
+        self.let_go(sum(len(piece) for piece in stream.out if not isinstance(piece, FilePiece)))
         stream.out.clear()
         stream.out_bytes = 0
         stream.trailers = None
@@ -220,7 +222,7 @@ class Outbound:
         for item in plan.items:
             if isinstance(item, FileSpan):
                 item.piece.landed()
-        self._let_go(plan.memory)
+        self.let_go(plan.memory)
         for stream in plan.streams:
             stream.in_plan = False
             stream.wake_sender()

@@ -1,8 +1,8 @@
-"""A message that is made piece by piece."""
+"""Messages that are made when there is memory for them: piece by piece, or read from somewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import attrs
 
@@ -24,3 +24,16 @@ class PiecewiseMessage:
     def SerializeToString(self) -> bytes:
         """Return the message as bytes, for transports that want it whole."""
         return b"".join(self.pieces())
+
+
+@attrs.frozen
+class LoadedMessage:
+    """One gRPC message whose encoding is read from somewhere, a disk for example, when there is memory for it.
+
+    Attributes:
+        size: how many bytes the encoding has.
+        load: reads it. What it raises ends the call.
+    """
+
+    size: int
+    load: Callable[[], Awaitable[bytes]]

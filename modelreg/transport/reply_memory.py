@@ -4,6 +4,7 @@ A reply takes memory from its making until the kernel has it, and a client that 
 waits first and makes its reply then::
 
     Gate.wait        until the connection's replies take no more than `REPLY_BACKLOG`, and the server's fit into its pool
+    Gate.load        reads a `LoadedMessage`, which is counted from before it is read
     Gate.make        makes a `PiecewiseMessage`: at once where one step is enough; else one long reply at a time
     Outbound         counts what is queued, until it has been written (`ReplyMemory.take`, `give`)
 
@@ -25,7 +26,7 @@ from modelreg.grpc.status import Code
 
 from ._purerpc import failure
 from .limits import Limits
-from .pieces import PiecewiseMessage
+from .pieces import LoadedMessage, PiecewiseMessage
 from .signals import Signal
 
 REPLY_BACKLOG = 16 * 1024 * 1024
@@ -153,6 +154,12 @@ class Backlog(Protocol):
     def buffered(self) -> int:
         """Bytes of replies in memory."""
 
+    def hold(self, size: int) -> None:
+        """Count bytes of replies in memory."""
+
+    def let_go(self, size: int) -> None:
+        """Count bytes that replies take no more."""
+
 
 class Gate:
     """Holds up the calls of a connection while too much of their replies, or of everybody's, waits in memory."""
@@ -210,6 +217,19 @@ class Gate:
         """Something was sent or given up."""
         if self._waiting:
             self._signal.set()
+
+    async def load(self, message: LoadedMessage) -> bytes:
+        """Read a message when there is room for it. The caller queues it at once.
+
+        It is counted before it is read: thousands of calls that all found room would read theirs at the same time.
+        """
+        if not self.is_open:
+            await self.wait()
+        self._outbound.hold(message.size)
+        try:
+            return await message.load()
+        finally:
+            self._outbound.let_go(message.size)
 
     async def make(self, message: PiecewiseMessage) -> list[bytearray]:
         """Make a message when there is room for it. The caller queues it at once.

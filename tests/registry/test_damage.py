@@ -28,8 +28,8 @@ def lose(registry: Registry, content: bytes) -> str:
 async def meet(registry: Registry, model_id: str, number: int) -> None:
     """Read a version whose data is lost."""
     with pytest.raises(DataLoss):
-        async with registry.read(model_id, number):
-            pass
+        async with registry.read(model_id, number) as reader:
+            await reader.load()
 
 
 async def names(registry: Registry, model_id: str | None = None) -> list[tuple[str, int]]:

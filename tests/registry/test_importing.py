@@ -53,12 +53,11 @@ async def contents(target: Path) -> dict[str, dict[int, tuple[VersionInfo, bytes
             versions = found[model.model_id] = {}
             for version in registry.versions(model.model_id):
                 async with registry.read(model.model_id, version.number) as reader:
-                    if reader.data is None:
-                        assert reader.fd is not None
+                    if reader.fd is None:
+                        data = await reader.load()
+                    else:
                         await reader.check(version.size)
                         data = os.pread(reader.fd, version.size, 0)
-                    else:
-                        data = bytes(reader.data)
                 versions[version.number] = (version, data)
     return found
 

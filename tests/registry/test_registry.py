@@ -123,7 +123,8 @@ async def add(
 async def bytes_of(reader: VersionReader) -> bytes:
     if reader.data is not None:
         return bytes(reader.data)
-    assert reader.fd is not None
+    if reader.fd is None:
+        return await reader.load()
     parts = []
     for start in range(0, reader.version.size, 1 << 20):
         end = min(start + (1 << 20), reader.version.size)

@@ -21,7 +21,7 @@ from purerpc.rpc import RPCSignature
 from modelreg.transport.files import FileMessage
 from modelreg.transport.limits import Limits
 from modelreg.transport.messages import DecodeError
-from modelreg.transport.pieces import PiecewiseMessage
+from modelreg.transport.pieces import LoadedMessage, PiecewiseMessage
 from modelreg.transport.requests import Request
 from modelreg.transport.server import Server
 
@@ -192,6 +192,18 @@ def make_service(state: State) -> purerpc.Service:
             os.close(descriptor)
             state.running -= 1
             state.ended.set()
+
+    @rpc("Load")
+    async def load(message: BytesValue) -> AsyncIterator[BytesValue]:
+        """value: size of a message that is loaded when there is memory for it, and once `state.go_on` is set."""
+        size = int(message.value)
+
+        async def read() -> bytes:
+            state.pulled += 1
+            await state.go_on.wait()
+            return field(size) + bytes(size)
+
+        yield typing.cast(BytesValue, LoadedMessage(len(field(size)) + size, read))
 
     @rpc("Pieces")
     async def pieces(message: BytesValue) -> BytesValue:

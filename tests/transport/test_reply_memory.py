@@ -18,7 +18,7 @@ from modelreg.transport.signals import Signal
 from tests.faults.abuse import LARGEST_WINDOW, until
 from tests.support.h2client import H2Client, block, connected, data, headers, message, request_fields
 from tests.transport.memory import value
-from tests.transport.service import Serving, path, serving
+from tests.transport.service import Serving, field, path, serving
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -82,6 +82,26 @@ async def test_calls_wait_before_they_make_replies_that_are_not_read() -> None:
         for call in calls:
             reply = await deaf.finished(call)
             assert (reply.status, len(reply.messages[0])) == (0, 1_000_000)
+        assert memory(serve).used == 0
+
+
+async def test_what_is_to_be_read_is_counted_before_it_is_read() -> None:
+    limits = Limits(max_reply_bytes=2 * MIB, reply_pool=2 * MIB, max_connections=100)
+    async with serving(limits) as serve, connected(serve.port) as client:
+        calls = []
+        for _ in range(100):
+            calls.append(client.new_id())
+            request = data(calls[-1], message(value(b"100000")), end_stream=True)
+            await client.send(headers(calls[-1], block(request_fields(path("Load")))), request)
+        await until(lambda: len(serve.server._connections) == 1 and serve.server.statistics().streams == 100)
+        await quiet()
+        assert serve.state.pulled == 2 * MIB // 100_000 + 1
+        assert 2 * MIB <= memory(serve).used < 2 * MIB + 200_000
+        serve.state.go_on.set()
+        await client.send(frames.window_update(0, 2**30))
+        for call in calls:
+            reply = await client.finished(call)
+            assert (reply.status, reply.messages) == (0, [field(100_000) + bytes(100_000)])
         assert memory(serve).used == 0
 
 
