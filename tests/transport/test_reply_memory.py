@@ -212,6 +212,12 @@ async def test_others_have_their_turns_while_a_long_reply_is_made(monkeypatch: p
     class Nothing:
         buffered = 0
 
+        def hold(self, size: int) -> None:
+            raise AssertionError
+
+        def let_go(self, size: int) -> None:
+            raise AssertionError
+
     turns: list[int] = []
 
     async def other() -> None:
