@@ -30,6 +30,7 @@ from modelreg.registry.scrub import scrub
 from modelreg.registry.user_data import UserDataLimits
 from modelreg.services import (
     HEALTH_CHECK_PATHS,
+    OPEN_PATHS,
     PARSERS,
     Audit,
     OpenFiles,
@@ -173,6 +174,7 @@ async def serve(
             parsers=PARSERS,
             admit=admit,
             health_checks=HEALTH_CHECK_PATHS,
+            open_paths=OPEN_PATHS,
             as_status=as_status,
             failed=audit.refused,
             logger=logger,

@@ -9,7 +9,7 @@ from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.registry.registry import Registry
 from modelreg.services import lists
-from modelreg.services.admission import HEALTH_CHECK_PATHS, admission
+from modelreg.services.admission import HEALTH_CHECK_PATHS, OPEN_PATHS, admission
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
 from modelreg.services.health import HealthServicer, Readiness
@@ -24,6 +24,7 @@ from modelreg.transport.messages import MessageDecoder
 
 __all__ = [
     "HEALTH_CHECK_PATHS",
+    "OPEN_PATHS",
     "PARSERS",
     "Audit",
     "OpenFiles",

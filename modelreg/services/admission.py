@@ -21,6 +21,9 @@ HEALTH_CHECK_PATHS = frozenset(
     {f"/{HEALTH}/Check", f"/{HEALTH}/List"} | {f"/{REGISTRY}/{method}" for method in HEALTH_CHECKS}
 )
 
+# The paths of all calls that need no token. A connection with none but these has to make way for others.
+OPEN_PATHS = HEALTH_CHECK_PATHS | {f"/{HEALTH}/Watch"}
+
 
 def admission(readiness: Readiness, tokens: Callable[[], Tokens | None]) -> Callable[[Request], None]:
     """What the transport asks of each call: raises an error of the domain where it may not pass.

@@ -76,6 +76,7 @@ class Shared:
         streamed: Mapping[str, Callable[[], MessageDecoder]],
         admit: Callable[[Request], None] | None,
         health_checks: Container[str],
+        open_paths: Container[str],
         limits: Limits,
         failures: Failures,
     ) -> None:
@@ -83,6 +84,7 @@ class Shared:
         self.streamed = streamed
         self.admit = admit
         self.health_checks = health_checks
+        self.open_paths = open_paths
         self.limits = limits
         self.failures = failures
         self.logger = failures.logger
@@ -106,6 +108,7 @@ class Connection:
         self.wire = wire_for(stream)
         self.core = Core(shared.limits, shared.windows, shared.headers, shared.replies, self.wire.peer)
         self.calls: dict[int, Call] = {}
+        self._weighty_calls = 0  # those that keep the connection its place
         self.host = host_of(self.wire.peer)
         self.has_place = False
         self._writable = Signal()
@@ -278,7 +281,11 @@ class Connection:
                 self._turns.over,
                 shared.failures,
             )
-            shared.places.busy(self)
+            if path not in shared.open_paths:
+                self._weighty_calls += 1
+                shared.places.busy(self)
+            elif not self._weighty_calls:
+                shared.places.idle(self)
             self.calls[stream.id] = call
             shared.calls_total += 1
             nursery.start_soon(self._turns.run, self._share, self._run, call, name=path)
@@ -303,9 +310,12 @@ class Connection:
         finally:
             del self.calls[call.stream.id]
             self._shared.quota.give(self.host)
+            if call.stream.request.path not in self._shared.open_paths:
+                self._weighty_calls -= 1
+            if not self._weighty_calls:
+                self._shared.places.idle(self)
             if not self.calls:
                 self._busy = trio.current_time()
-                self._shared.places.idle(self)
                 self._writable.set()
 
     # ---- out ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A new connection always gets in. It takes the place of the first of these that there is:
 
 1. one that never made a call, the oldest first,
-2. one whose calls have all ended, the longest idle first,
+2. one whose calls have all ended, or need no token, the longest idle first,
 3. where one peer (an address) has more than half of the places, and it isn't the new one's: the newest of that peer's.
 
 If there is none, the new connection gets no place, and may only make the calls that are let through for it (health checks). There are a
@@ -100,9 +100,10 @@ class Places(Generic[G]):
             self._busy[guest] = None
 
     def idle(self, guest: G) -> None:
-        """All calls of a connection have ended."""
+        """All calls of a connection have ended, but those that don't count; or one of these has just begun."""
         if guest.has_place:
-            self._busy.pop(guest, None)
+            for row in (self._silent, self._busy, self._idle):
+                row.pop(guest, None)
             self._idle[guest] = None
 
     def leave(self, guest: G) -> None:

@@ -49,6 +49,8 @@ class Server:
       admit: looks at each request before a handler, or anything of the body, is; it passes, unless this raises.
       as_status: makes an `RpcFailedError` of an error that a handler, or `admit`, has raised; None of one that is a bug.
       health_checks: paths of methods that may be called when there are too many connections; they end soon, and need no token.
+      open_paths: paths of methods that need no token. A connection with none but these is as good as idle when another one
+        needs its place.
       failed: told of each call that ends with a status that it raised, by the number and the message of the status.
       logger: takes errors with their traceback; a structlog or standard logger.
     """
@@ -62,6 +64,7 @@ class Server:
         parsers: Mapping[str, Callable[[bytes], object]] | None = None,
         admit: Callable[[Request], None] | None = None,
         health_checks: Container[str] = (),
+        open_paths: Container[str] = (),
         as_status: Callable[[BaseException], Exception | None] = lambda _error: None,
         failed: Callable[[Request, int, str], object] = lambda _request, _code, _message: None,
         logger: Logger | None = None,
@@ -73,6 +76,7 @@ class Server:
             streamed or {},
             admit,
             health_checks,
+            open_paths,
             limits,
             Failures(self._logger, as_status, failed),
         )

@@ -10,12 +10,13 @@ import trio
 
 from tests.faults.abuse import back_at, begin, clients, create, settled, status
 from tests.faults.crash import Launcher
-from tests.support.h2client import H2Client, connected
+from tests.support.h2client import H2Client, block, connected, data, headers, message, request_fields
 from tests.support.measures import descriptors
 
 PLACES = 40
 SPARE = 5  # an eighth
 CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
 @asynccontextmanager
@@ -66,4 +67,25 @@ async def test_calls_that_never_end_keep_out_no_other_peer_and_no_health_check(
             await begin(other, "CreateVersion", b"", whole=False)
             assert await status(other, "models") == 1
             await crowd[-1].until_closed()
+    await back_at(server, before)
+
+
+async def test_calls_that_need_no_token_keep_nobody_out(launcher: Launcher, memory_path: Path) -> None:
+    """Health watches never end, and health checks needn't either: a call that may need one gets the place of one of these."""
+    server = launcher.start(memory_path / "archive", f"--max_connections={PLACES}")
+    before = await settled(server)
+    async with connected(server.port) as busy:
+        await create(busy)
+        watching = await begin(busy, "CreateVersion", b"", whole=False)
+        async with clients(server, PLACES - 1) as crowd:
+            for client in crowd[::2]:
+                await client.send(headers(client.new_id(), block(request_fields(WATCH))))
+                await client.send(data(1, message(b""), end_stream=True))
+                await client.until(lambda client=client: bool(client.reply(1).body))  # type: ignore[misc]
+            for client in crowd[1::2]:
+                await begin(client, "Version", b"", whole=False)
+            async with connected(server.port) as other:
+                await create(other)
+                await crowd[0].until_closed()
+        assert not busy.reply(watching).ended
     await back_at(server, before)
