@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import resource
 import signal
 import socket
@@ -15,11 +16,12 @@ import grpc
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from modelreg import server
 from modelreg.api import model_registry_pb2 as api
 from modelreg.errors import AddressUnavailable
-from modelreg.log import silent_logger
+from modelreg.log import LineQuota, silent_logger
 from modelreg.settings import Settings
 from tests.clients.calls import Calls, Code, OpenRequest, connected, header, open_channel
 from tests.support.server import PATIENCE, ServerProgram, StartServer, server_programs
@@ -194,3 +196,41 @@ def test_a_second_signal_ends_it_at_once(start_server: StartServer) -> None:
         program.signal(signal.SIGTERM)
         assert program.wait() == 0
     assert any(line["event"] == "stopping at once" for line in program.log)
+
+
+@contextmanager
+def full_collections() -> Iterator[list[float]]:
+    """What is appended to by each full collection of garbage."""
+    seen: list[float] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            seen.append(trio.current_time())
+
+    before = gc.get_threshold()
+    gc.callbacks.append(note)
+    gc.set_threshold(*server.COLLECTIONS)
+    try:
+        yield seen
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note)
+
+
+async def test_garbage_is_looked_for_while_few_calls_run(autojump_clock: trio.testing.MockClock) -> None:
+    """A million objects, as those of 16,000 calls, are no reason to walk them all."""
+    running = server.CALM + 1
+
+    with full_collections() as seen:
+        calls = [[number] for number in range(1_000_000)]
+        assert not seen
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server._tidy, LineQuota(silent_logger()), lambda: running)
+            await trio.sleep(150)
+            assert not seen
+            running = server.CALM
+            await trio.sleep(60)
+            nursery.cancel_scope.cancel()
+        assert seen == [180.0]
+    gc.unfreeze()
+    del calls
