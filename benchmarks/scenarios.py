@@ -214,7 +214,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         name="watch",
-        question="from the reply of a publish until the last watcher has it",
+        question="from the start of a publish until the last watcher has it",
         kind="watch",
         points=around(attrs.evolve(TINY, count=20), at_once=(1, 100, 1000)),
         quick=(attrs.evolve(TINY, count=10, at_once=100),),
