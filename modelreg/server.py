@@ -31,13 +31,13 @@ from modelreg.registry.user_data import UserDataLimits
 from modelreg.services import (
     HEALTH_CHECK_PATHS,
     OPEN_PATHS,
-    PARSERS,
     Audit,
     OpenFiles,
     Readiness,
     admission,
     as_status,
     build_services,
+    parsers,
     streamed,
 )
 from modelreg.settings import Settings
@@ -172,8 +172,8 @@ async def serve(
         transport = Server(
             services,
             limits=_limits(settings, logger),
-            streamed=streamed(settings.max_message_bytes),
-            parsers=PARSERS,
+            streamed=streamed(settings.max_message_bytes, settings.max_user_data_entries),
+            parsers=parsers(settings.max_user_data_entries),
             admit=admit,
             health_checks=HEALTH_CHECK_PATHS,
             open_paths=OPEN_PATHS,

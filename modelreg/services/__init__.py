@@ -8,7 +8,7 @@ from functools import partial
 from modelreg.api import common_pb2
 from modelreg.api import model_registry_pb2 as api
 from modelreg.registry.registry import Registry
-from modelreg.services import lists
+from modelreg.services import lists, user_data
 from modelreg.services.admission import HEALTH_CHECK_PATHS, OPEN_PATHS, admission
 from modelreg.services.audit import Audit
 from modelreg.services.authentication import Tokens
@@ -25,7 +25,6 @@ from modelreg.transport.messages import MessageDecoder
 __all__ = [
     "HEALTH_CHECK_PATHS",
     "OPEN_PATHS",
-    "PARSERS",
     "Audit",
     "OpenFiles",
     "Readiness",
@@ -33,21 +32,32 @@ __all__ = [
     "admission",
     "as_status",
     "build_services",
+    "parsers",
     "streamed",
 ]
 
 
-# How the requests are parsed that may name many models, versions or statuses.
-PARSERS: Mapping[str, Callable[[bytes], object]] = {
-    f"/{REGISTRY}/RetrieveModels": lists.parser(api.RetrieveModelsRequest),
-    f"/{REGISTRY}/RetrieveVersionInfos": lists.parser(api.RetrieveVersionInfosRequest),
-    f"/{REGISTRY}/Status": lists.parser(common_pb2.StatusRequest),
-}
+def parsers(max_user_data_entries: int) -> Mapping[str, Callable[[bytes], object]]:
+    """How the requests are parsed that may name many models, versions or statuses, or have much user data."""
+    return {
+        f"/{REGISTRY}/RetrieveModels": lists.parser(api.RetrieveModelsRequest),
+        f"/{REGISTRY}/RetrieveVersionInfos": lists.parser(api.RetrieveVersionInfosRequest),
+        f"/{REGISTRY}/Status": lists.parser(common_pb2.StatusRequest),
+        f"/{REGISTRY}/CreateOrUpdateModel": user_data.parser(
+            api.CreateOrUpdateModelRequest,
+            max_user_data_entries,
+            (api.CreateOrUpdateModelRequest.MODEL_INFO_FIELD_NUMBER,),
+        ),
+    }
 
 
-def streamed(max_message_bytes: int) -> Mapping[str, Callable[[], MessageDecoder]]:
+def streamed(max_message_bytes: int, max_user_data_entries: int) -> Mapping[str, Callable[[], MessageDecoder]]:
     """The methods whose messages are taken apart while they arrive, and by what."""
-    return {f"/{REGISTRY}/CreateVersion": partial(ChunkDecoder, max_message_bytes)}
+    chunk = api.CreateVersionRequestChunk
+    parse = user_data.parser(
+        chunk, max_user_data_entries, (chunk.HEADER_FIELD_NUMBER, chunk.Header.VERSION_INFO_FIELD_NUMBER)
+    )
+    return {f"/{REGISTRY}/CreateVersion": partial(ChunkDecoder, max_message_bytes, parse)}
 
 
 def build_services(

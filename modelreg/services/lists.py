@@ -16,6 +16,7 @@ from modelreg.grpc.status import Code
 from modelreg.registry.records import LONGEST_MODEL_ID, ModelInfo
 from modelreg.registry.registry import Registry
 from modelreg.services import handles
+from modelreg.services.fields import has_more_fields
 from modelreg.services.messages import model_piece, version_piece
 from modelreg.transport._purerpc import failure
 from modelreg.transport.pieces import PiecewiseMessage
@@ -23,6 +24,9 @@ from modelreg.transport.pieces import PiecewiseMessage
 # How many models or versions one call may ask for by name. A call that waits for memory keeps a reference to each.
 MOST_ASKED = 1000
 
+
+# Fields that a request may have beside names.
+OTHERS = 100
 
 # The bytes of a request that names so many. Parsing 4 MiB of names took 60 ms, and a hundred MB of memory.
 LARGEST_REQUEST = MOST_ASKED * (LONGEST_MODEL_ID + 4) + 4096
@@ -39,6 +43,9 @@ def parser(kind: _Message) -> Callable[[bytes], object]:
         if len(body) > LARGEST_REQUEST:
             msg = f"the request has {len(body)} bytes, {LARGEST_REQUEST} are allowed: ask for less at once"
             raise failure(Code.INVALID_ARGUMENT, msg)
+        if has_more_fields(body, MOST_ASKED + OTHERS):
+            msg = f"more than {MOST_ASKED} are asked for by name, {MOST_ASKED} at once are allowed: ask for the rest in further calls"
+            raise InvalidArgument(msg)
         return kind.FromString(body)
 
     return parse

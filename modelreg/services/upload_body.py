@@ -15,7 +15,7 @@ Encoding: https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
@@ -45,9 +45,15 @@ class ChunkDecoder:
 
     Arguments:
         max_message_bytes: the largest message of another form, as it has to be collected.
+        parse: what parses it.
     """
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        parse: Callable[[bytes], CreateVersionRequestChunk] = CreateVersionRequestChunk.FromString,
+    ) -> None:
+        self._parse = parse
         self._max_collected = max_message_bytes
         self._length = 0
         self._form = _Form.UNDECIDED
@@ -90,7 +96,7 @@ class ChunkDecoder:
         if self._form is _Form.DATA:
             return ()
         try:
-            return (CreateVersionRequestChunk.FromString(bytes(self._collected)),)
+            return (self._parse(bytes(self._collected)),)
         except ProtobufDecodeError:
             raise DecodeError("the bytes are no valid CreateVersionRequestChunk") from None
 
