@@ -85,6 +85,20 @@ async def test_calls_wait_before_they_make_replies_that_are_not_read() -> None:
         assert memory(serve).used == 0
 
 
+async def test_of_the_lists_that_find_no_memory_one_is_looked_at() -> None:
+    limits = Limits(max_reply_bytes=2 * MIB, reply_pool=4 * MIB, max_connections=100)
+    async with serving(limits) as serve, connected(serve.port, NO_WINDOW) as deaf, connected(serve.port) as other:
+        for _ in range(10):
+            await ask(deaf, 1, MIB)
+        await quiet()
+        looked_at = serve.state.pulled
+        for _ in range(100):
+            await ask(other, 1, MIB)
+        await until(lambda: serve.server.statistics().streams == 110)
+        await quiet()
+        assert serve.state.pulled == looked_at + 1
+
+
 async def test_what_is_to_be_read_is_counted_before_it_is_read() -> None:
     limits = Limits(max_reply_bytes=2 * MIB, reply_pool=2 * MIB, max_connections=100)
     async with serving(limits) as serve, connected(serve.port) as client:
