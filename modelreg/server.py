@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from time import perf_counter
 
 import trio
 
@@ -48,10 +49,14 @@ from modelreg.transport.server import Server
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # When garbage is collected (gc.set_threshold). A full collection walks the objects of every call, and finds next to nothing, as
-# calls leave few cycles: it held up all calls for 0.4 s where 16,000 were open, and for 0.8 s where there were 32,000. So Python
-# makes none by itself, and the server makes one in each minute in which no more calls run than this.
+# calls leave few cycles. It held up all calls for 0.4 s where 16,000 were open, and for 0.8 s where there were 32,000. So Python
+# makes none by itself. The server makes one in each minute in which no more than CALM calls run, and one in each hour in any case.
 COLLECTIONS = (700, 10, 1_000_000)
 CALM = 500
+COLLECT_AFTER = 3600.0
+
+# A collection that takes longer, in seconds, walks an index that has grown since the last gc.freeze.
+SLOW_COLLECTION = 0.02
 
 # How long calls that run when the server is told to stop may go on, in seconds.
 DRAIN_SECONDS = 10.0
@@ -223,12 +228,17 @@ async def serve(
 
 async def _tidy(quota: LineQuota, running: Callable[[], int]) -> None:
     """Do once a minute what need not be done sooner. *running* says how many calls run."""
+    collected = trio.current_time()
     while True:
         await trio.sleep(60)
         quota.renew()
-        if running() <= CALM:
+        calm = running() <= CALM
+        if calm or trio.current_time() - collected >= COLLECT_AFTER:
+            began = perf_counter()
             gc.collect()
-            gc.freeze()  # what is left is the index, or in use: the next time it need not be walked again
+            collected = trio.current_time()
+            if calm and perf_counter() - began > SLOW_COLLECTION:
+                gc.freeze()  # seldom: a cycle that is frozen while it's in use is never freed
 
 
 async def _wait_for_either(first: trio.Event, second: trio.Event) -> None:

@@ -230,7 +230,10 @@ async def test_garbage_is_looked_for_while_few_calls_run(autojump_clock: trio.te
             assert not seen
             running = server.CALM
             await trio.sleep(60)
+            assert seen == [180.0]
+            running = server.CALM + 1
+            await trio.sleep(server.COLLECT_AFTER)
+            assert seen == [180.0, 180.0 + server.COLLECT_AFTER]
             nursery.cancel_scope.cancel()
-        assert seen == [180.0]
     gc.unfreeze()
     del calls
